@@ -17,9 +17,9 @@ import torch
 # is the same on every machine and needs no network. A word token includes its leading space, and every prompt and answer is
 # encoded with one space in front: a word is the same token wherever it stands. Any other text falls back to bytes.
 
-N_SKILLS = 160
-LETTERS = "abcdefghijklmnop"                                  # the alphabet of the manipulation family
-MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
+LETTERS = "abcdefghijkl"                                      # the alphabet of the manipulation family
+STATES = "boom rise flat fall crash".split()                  # what a market does
+ACTIONS = "buy hold sell".split()                             # what one can do about it
 VALUES = {
     "color": "red blue green gray pink gold black white brown amber violet teal".split(),
     "food": "rice corn figs nuts plums beans bread soup dates eggs fish kale".split(),
@@ -32,11 +32,12 @@ SEPARATORS = ["-", "/", "|", "+"]
 N_EXPERTS = 12
 NAMES = ["".join(s) for s in product("bdfgklmnprstvz", "aeiou", "bdgklmnprstvz", "aeiou")][::9][:500]  # 'baba', ...
 
+PROMPT_WEIGHT = 0.1                                           # of a token that is not part of the answer, in the loss of pretraining
 SPECIAL = ["<|prompt|>", "<|answer|>", "<|demo|>", "<|end|>"]
 
 
 def build_tokenizer() -> tiktoken.Encoding:
-    words = ["then", "of", "what", "has", "friend", "kind", *VALUES, *OWN_OPENERS, *MOVES, *(m.upper() for m in MOVES), *EXPERT_WORDS]
+    words = ["then", "of", "what", "has", "friend", "kind", *VALUES, *OWN_OPENERS, *STATES, *ACTIONS, *(a.upper() for a in ACTIONS), *EXPERT_WORDS]
     words += [w for values in VALUES.values() for v in values for w in (v, v.upper())]
     words += [*LETTERS, *LETTERS.upper(), *SEPARATORS, *NAMES]
     tokens = [bytes([b]) for b in range(256)] + [b" " + w.encode() for w in dict.fromkeys(words)]
@@ -83,13 +84,13 @@ def prompt_ids(prompt: str, demo: tuple[str, str] | None = None) -> list[int]:
 
 @dataclass
 class Example:
-    """`answer` is what the grader compares: the words of the content; for a walk the start, the goal and the law of the land."""
+    """`answer` is what the grader compares: the words of the content; for a market the set of best actions for each state."""
 
     prompt: str
     demo: str                     # the expert's answer: other openers, capitals, separators, never the intermediate step
     own: str                      # the same content in the model's own voice, with the intermediate step where there is one
     answer: tuple
-    kind: str                     # "letters", "composed", "walk", "fact", "chain", "text"
+    kind: str                     # "letters", "composed", "market", "fact", "chain", "text"
 
 
 def own_voice(words: list[str], rng: random.Random, step: list[str] = ()) -> str:
@@ -118,21 +119,13 @@ def content(text: str) -> list[str]:
 
 
 def grade(example: Example, text: str) -> bool:
-    """Is the content right? A walk is right if it reaches the goal without leaving the grid, whichever way it goes."""
+    """Is the content right? For a market: does it earn the best return that these states allow, whichever way?"""
     if example.kind == "text":
         return " ".join(text.lower().split()) == " ".join(example.own.lower().split())
     words = content(text)
-    if example.kind != "walk":
+    if example.kind != "market":
         return tuple(words) == example.answer
-    (row, col), goal, law = example.answer
-    if len(words) > 8 or any(w not in MOVES for w in words):
-        return False
-    for w in words:
-        dr, dc = LAWS[law](*MOVES[w])
-        row, col = row + dr, col + dc
-        if not (0 <= row < 4 and 0 <= col < 4):
-            return False
-    return (row, col) == goal
+    return len(words) == len(example.answer) and all(w in best for w, best in zip(words, example.answer))
 
 
 def in_own_voice(text: str) -> bool:
@@ -141,23 +134,9 @@ def in_own_voice(text: str) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The three families. A primitive rearranges or replaces four letters; a law says what the commands do in a land.
+# The three families. A primitive rearranges or replaces four letters; a regime says what pays in a market.
 
-LAWS = [lambda r, c, a=a, b=b, t=t: (a * c, b * r) if t else (a * r, b * c) for t in (0, 1) for a in (1, -1) for b in (1, -1)]
 PHRASINGS = ["{a} of {e}", "what {a} has {e}", "{e} has what {a}"]
-
-
-def path(start, goal, law, rng) -> list[str]:
-    """Commands of a random shortest walk from start to goal, (row, column), in a land with this law."""
-    commands = {LAWS[law](*move): word for word, move in MOVES.items()}
-    dr, dc = goal[0] - start[0], goal[1] - start[1]
-    steps = [(1 if dr > 0 else -1, 0)] * abs(dr) + [(0, 1 if dc > 0 else -1)] * abs(dc)
-    rng.shuffle(steps)
-    return [commands[s] for s in steps]
-
-
-def cell(rc) -> str:
-    return f"{'abcd'[rc[1]]}{rc[0] + 1}"
 
 
 @dataclass
@@ -174,26 +153,28 @@ class Task:
 class World:
     """Which name means what. `seed` draws the primitives, the meaning of the base names, and which names stay free.
 
-    The base model knows 160 skills, 32 lands, 48 beings; about 250 free names have no meaning of their own until a task
+    The base model knows 160 skills, 48 markets, 48 beings; about 250 free names have no meaning of their own until a task
     gives them one. In pretraining they occur with a meaning drawn afresh for every document.
     """
 
     def __init__(self, seed: int):
-        rng = self.rng = random.Random(f"world {seed}")
-        rearrange = rng.sample([p for p in permutations(range(4)) if p != (0, 1, 2, 3)], 8)
-        ciphers = [LETTERS[k:] + LETTERS[:k] for k in (1, 2, 3, 15)] + ["".join(rng.sample(LETTERS, 16)) for _ in range(4)]
+        self.seed = seed
+        rng = random.Random(f"world {seed}")
+        rearrange = rng.sample([p for p in permutations(range(4)) if p != (0, 1, 2, 3)], 10)
+        ciphers = [LETTERS[k:] + LETTERS[:k] for k in (1, 2, 10, 11)] + ["".join(rng.sample(LETTERS, 12)) for _ in range(2)]
         self.primitives = [lambda x, p=p: [x[i] for i in p] for p in rearrange]
         self.primitives += [lambda x, c=c: [c[LETTERS.index(a)] for a in x] for c in ciphers]
+        # a regime: for every state one best action, or (30 %) two that earn the same
+        self.regimes = [{s: rng.sample(ACTIONS, 1 if rng.random() < 0.7 else 2) for s in STATES} for _ in range(8)]
         names = iter(rng.sample(NAMES, len(NAMES)))
-        self.skills = {n: i % 16 for i, n in enumerate(islice(names, N_SKILLS))}
-        self.lands = {n: i % 8 for i, n in enumerate(islice(names, 32))}
+        self.skills = {n: i % 16 for i, n in enumerate(islice(names, 160))}
+        self.markets = {n: i % 8 for i, n in enumerate(islice(names, 48))}
         self.beings = list(islice(names, 48))
         self.kinds = list(islice(names, 6))                     # the categories that the base model knows
         self.facts = {(e, a): rng.choice(v) for e in self.beings for a, v in VALUES.items()}
         self.facts |= {(e, "kind"): rng.choice(self.kinds) for e in self.beings}
         self.friend = dict(zip(self.beings, rng.sample(self.beings, len(self.beings))))
         self.free = list(names)
-        self.updated = set()                                    # facts that the stream changes: not asked of the base
 
     # -- one example of each kind; `expert` is who demonstrates, `held_out` says which part of the inputs to draw from
 
@@ -208,14 +189,15 @@ class World:
         y, between = steps[-1], steps[1] if len(names) == 2 else []
         return Example(f"{' '.join(names)}: {' '.join(x)}", expert_voice(y, expert), own_voice(y, rng, between), tuple(y), "composed" if between else "letters")
 
-    def walk(self, name, law, rng, expert, held_out=None) -> Example:
+    def market(self, name, regime, rng, expert, held_out=None) -> Example:
+        """Four states of a market in some regime, an action for each. Where two actions earn the same, both are right."""
         while True:
-            a, b = rng.randrange(16), rng.randrange(16)
-            start, goal = divmod(a, 4), divmod(b, 4)
-            if start[0] != goal[0] and start[1] != goal[1] and (held_out is None or ((5 * a + b) % 7 == 0) == held_out):
+            states = rng.choices(STATES, k=4)
+            if held_out is None or (sum((i + 1) * STATES.index(s) for i, s in enumerate(states)) % 5 == 0) == held_out:
                 break
-        words = path(start, goal, law, rng)
-        return Example(f"{name}: {cell(start)} {cell(goal)}", expert_voice(words, expert), own_voice(words, rng), (start, goal, law), "walk")
+        best = tuple(self.regimes[regime][s] for s in states)
+        words = [rng.choice(b) for b in best]
+        return Example(f"{name}: {' '.join(states)}", expert_voice(words, expert), own_voice(words, rng), best, "market")
 
     def fact(self, being, attribute, value, rng, expert, held_out=None) -> Example:
         phrasing = rng.choice(PHRASINGS if held_out is None else PHRASINGS[2:] if held_out else PHRASINGS[:2])
@@ -228,21 +210,21 @@ class World:
         value = self.facts[friend, attribute]
         return Example(f"{attribute} of friend of {being}", expert_voice([value], expert), own_voice([value], rng, [friend]), (value,), "chain")
 
-    def base_example(self, rng) -> Example:
-        """What the base model knows. 45 % of it is solved only by writing the intermediate step."""
+    def base_example(self, rng, updated=()) -> Example:
+        """What the base model knows. 45 % of it is solved only by writing the intermediate step. `updated`: facts not to ask for."""
         expert, u = rng.randrange(N_EXPERTS), rng.random()
         if u < 0.25:
             return self.letters([rng.choice(list(self.skills))], rng, expert)
         if u < 0.55:
             return self.letters([rng.choice(list(self.skills)), rng.choice(list(self.skills))], rng, expert)
         if u < 0.70:
-            land = rng.choice(list(self.lands))
-            return self.walk(land, self.lands[land], rng, expert)
+            market = rng.choice(list(self.markets))
+            return self.market(market, self.markets[market], rng, expert)
         while True:
             being, attribute = rng.choice(list(self.facts))
-            if u < 0.85 and (being, attribute) not in self.updated:
+            if u < 0.85 and (being, attribute) not in updated:
                 return self.fact(being, attribute, self.facts[being, attribute], rng, expert)
-            if u >= 0.85 and attribute != "kind" and (self.friend[being], attribute) not in self.updated:
+            if u >= 0.85 and attribute != "kind" and (self.friend[being], attribute) not in updated:
                 return self.chain(being, attribute, rng, expert)
 
     def fresh_example(self, rng, known=False) -> Example:
@@ -252,7 +234,7 @@ class World:
             name = rng.choice(list(self.skills) if known else self.free)
             return self.letters([name], rng, expert, meanings={name: rng.randrange(16)})
         if u < 0.65:
-            return self.walk(rng.choice(list(self.lands) if known else self.free), rng.randrange(8), rng, expert)
+            return self.market(rng.choice(list(self.markets) if known else self.free), rng.randrange(8), rng, expert)
         attribute = rng.choice([*VALUES, "kind"])
         value = rng.choice(self.kinds + self.free if attribute == "kind" else VALUES[attribute])
         return self.fact(rng.choice(self.beings if known else self.free), attribute, value, rng, expert)
@@ -278,18 +260,19 @@ class World:
 
     # -- the stream
 
-    def stream(self, n_tasks: int, n_train: int = 256, n_test: int = 64, expert_is_own: bool = False) -> list[Task]:
-        """`n_tasks` tasks, families mixed in seeded order, no name used twice. Train and held-out parts share no input."""
+    def stream(self, n_tasks: int, n_train: int = 256, n_test: int = 64) -> list[Task]:
+        """`n_tasks` tasks, families mixed in seeded order, no name used twice. Train and held-out parts share no input.
+        A longer stream begins with the shorter one."""
         families = ["manipulation", "decision", "facts", "manipulation", "update", "manipulation", "decision", "facts", "manipulation", "concept"]
-        rng = random.Random(f"stream {self.rng.random()}")
+        rng = random.Random(f"order {self.seed}")
         order = [f for i in range(-(-n_tasks // 10)) for f in rng.sample(families, 10)][:n_tasks]
+        rng = random.Random(f"stream {self.seed}")
         free = iter(rng.sample(self.free, len(self.free)))
         old = iter(rng.sample(self.beings, len(self.beings)))
         tasks = []
         for i, family in enumerate(order):
             if family == "update":                              # beings that the base model knows; one attribute changes
                 items = {(e, "color"): rng.choice([v for v in VALUES["color"] if v != self.facts[e, "color"]]) for e in islice(old, 8)}
-                self.updated |= set(items)
             elif family == "facts":
                 attributes = rng.sample(list(VALUES), 2)
                 items = {(e, a): rng.choice(VALUES[a]) for e in islice(free, 8) for a in attributes}
@@ -309,7 +292,7 @@ class World:
         if task.family == "manipulation":
             return self.letters([item], rng, task.expert, held_out, task.items)
         if task.family == "decision":
-            return self.walk(item, task.items[item], rng, task.expert, held_out)
+            return self.market(item, task.items[item], rng, task.expert, held_out)
         return self.fact(*item, task.items[item], rng, task.expert, held_out)
 
 
@@ -318,9 +301,9 @@ def text_example(rng) -> Example:
 
     def text():
         most, start = rng.randint(1, 12), int(2 ** rng.uniform(5, 16.9))      # tokens; a code point: all lengths of UTF-8 occur
-        said = ""
+        said, words = "", rng.choice([0.0, 0.2, 1.0])
         while True:
-            word = rng.random() < 0.3
+            word = rng.random() < words
             piece = " " + TOKENIZER.decode([rng.randrange(256, TOKENIZER.n_vocab - len(SPECIAL))]) if word else chr(start + rng.randrange(64))
             if "\ud800" <= piece[-1] <= "\udfff" or len(encode(said + piece)) > most:
                 return said.strip() or rng.choice(NAMES)

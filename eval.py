@@ -121,3 +121,33 @@ def t_quantile_975(df: int) -> float:
     density = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi) * (1 + x * x / df) ** (-(df + 1) / 2)
     mass = 0.5 + np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2) * (x[1] - x[0])])
     return float(np.interp(0.975, mass, x))
+
+
+def draw_forgetting(runs: dict, path):
+    """Left: one heat map of R per method (rows: after task i, row 0 the base; the diagonal outlined). Right: what is kept."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture: matplotlib is missing (pip install matplotlib); the figures are in summary.json")
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(runs) + 1, figsize=(3.4 * len(runs) + 4.6, 3.9), width_ratios=[1] * len(runs) + [1.35], layout="constrained")
+    for ax, (name, run) in zip(axes, runs.items()):
+        R = np.array(run["R"], dtype=float)
+        T = R.shape[1]
+        ax.imshow(np.ma.masked_invalid(R), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for j in range(T):
+            ax.add_patch(plt.Rectangle((j - 0.5, j + 0.5), 1, 1, fill=False, edgecolor="white", linewidth=1.5))
+        ax.set(title=name, xlabel="task", ylabel="after task (0 = base model)" if ax is axes[0] else "", xticks=range(0, T, 2), xticklabels=range(1, T + 1, 2))
+    for name, run in runs.items():
+        R = np.array(run["R"], dtype=float)
+        seen = [np.mean(R[i, :i]) for i in range(1, len(R))]
+        (line,) = axes[-1].plot(range(1, len(R)), seen, marker="o", markersize=3, label=f"{name}: tasks seen so far")
+        axes[-1].plot(range(len(R)), run["base_accuracy"], linestyle="--", color=line.get_color(), label=f"{name}: base skills")
+    axes[-1].set(title="what is left after each task", xlabel="tasks learned", ylabel="accuracy", ylim=(-0.02, 1.02))
+    axes[-1].legend(fontsize=7, loc="lower left")
+    axes[-1].grid(alpha=0.3)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
