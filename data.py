@@ -6,7 +6,7 @@ show learning and forgetting. `python data.py` prints a few documents and the ta
 """
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice, permutations, product
 
 import tiktoken
@@ -331,6 +331,9 @@ class Batch:
     demo_length: torch.Tensor
     response: torch.Tensor
     response_mask: torch.Tensor
+
+    def to(self, device):
+        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 def pad(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

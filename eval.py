@@ -1,10 +1,10 @@
 """Measure: accuracy of a model, the metrics of continual learning, tables and pictures made from runs on disk.
 
-    python eval.py out/demo                        print the table of the runs in a folder and draw their pictures again
-    python eval.py --ask out/demo/sdft "zorp: c a d b"
-    python eval.py --show-teacher out/demo/sdft    what student and teacher see, sample and believe, token by token
-    python eval.py --collect out/seed0 out/seed1 out/seed2 --to results/demo.json
-    python eval.py --readme                        write the tables of results/ into README.md
+    python eval.py out/demo                                         the table of the runs in a folder; their pictures drawn again
+    python eval.py --ask out/demo/sdft "zorp: c a d b"              what a trained model answers
+    python eval.py --show-teacher out/demo/sdft                     what student and teacher see, sample and believe, token by token
+    python eval.py --collect out/demo-0 out/demo-1 --to results/demo.json    mean, std and interval over seeds
+    python eval.py --readme                                         write the tables of results/ into README.md
 
 R[i, j] is the accuracy on task j after training on task i; row 0 is the base model. All figures are fractions.
 """
@@ -12,12 +12,16 @@ import argparse
 import json
 import math
 import os
+import pickle
+import re
 import sys
 
 import numpy as np
 import torch
 
-from data import END, collate, content, decode, grade, in_own_voice, text_example
+import sdft
+from data import END, TOKENIZER, World, collate, content, decode, grade, in_own_voice, prompt_ids
+from model import GPT, GPTConfig
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One model, some examples.
@@ -39,9 +43,8 @@ def accuracy(model, examples, shown=False) -> float:
 
 
 def well_formed(example, answer) -> bool:
-    """Does the answer have the form of one, right or wrong: own voice, and content of the kind that was asked for?"""
-    n = len(content(answer))
-    return in_own_voice(answer) and (n == 4 if example.kind in ("letters", "composed") else n in range(2, 9) if example.kind == "walk" else n == 1)
+    """Does the answer have the form of one, right or wrong: own voice, and as many words of content as were asked for?"""
+    return in_own_voice(answer) and len(content(answer)) == len(example.answer)
 
 
 def continual_metrics(R) -> dict:
@@ -60,7 +63,7 @@ def continual_metrics(R) -> dict:
     return {
         "average_accuracy": float(final.mean()),
         "learning_accuracy": float(learned.mean()),
-        "forgetting": float(np.mean(R[1:T, before].max(axis=0) - final[before])) if T > 1 else none,
+        "forgetting": float(np.mean(np.nanmax(R[1:T, before], axis=0) - final[before])) if T > 1 else none,
         "backward_transfer": float(np.mean(final[before] - learned[before])) if T > 1 else none,
         "forward_transfer": float(np.mean([R[j, j] - R[0, j] for j in range(1, T)])) if T > 1 else none,
         "retention": float(np.mean(kept)) if kept else none,
@@ -69,9 +72,18 @@ def continual_metrics(R) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Runs on disk: a run is a folder with result.json; a folder of runs gets summary.json, a table and pictures.
+# Runs on disk: a run is a folder with result.json and checkpoint.pt; a folder of runs gets summary.json, a table and a picture.
 
-COLUMNS = ["learning_accuracy", "average_accuracy", "forgetting", "retention", "base_retention", "voice_retention", "teacher_retention", "seconds"]
+METRICS = ["learning_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer", "retention"]
+KEPT = ["base_retention", "teacher_retention", "voice_retention"]
+COLUMNS = ["learning_accuracy", "average_accuracy", "forgetting", "retention", *KEPT, "seconds"]
+ORDER = ["sft", "sft+self-replay", "sdft", "sdft+self-replay"]
+
+
+def fail(message):
+    """One clear line, exit status 2."""
+    print(message, file=sys.stderr)
+    sys.exit(2)
 
 
 def read_json(path):
@@ -89,65 +101,200 @@ def write_json(path, value):
 
 
 def read_runs(folder) -> dict:
-    """{method: result} of the runs below a folder, those that have finished their last task first to last by method name."""
-    runs = {}
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-        path = os.path.join(folder, name, "result.json")
-        if os.path.exists(path):
-            runs[name] = read_json(path)
+    """{name: result} of the finished runs in a folder."""
+    paths = {name: os.path.join(folder, name, "result.json") for name in (os.listdir(folder) if os.path.isdir(folder) else [])}
+    runs = {name: read_json(path) for name, path in sorted(paths.items()) if os.path.exists(path)}
     if not runs:
-        sys.exit(f"{folder}: no run found (a run is a folder with result.json); make one with: python train.py --out {folder}/sdft")
-    order = ["sft", "sft+self-replay", "sdft", "sdft+self-replay"]
-    return dict(sorted(runs.items(), key=lambda r: order.index(r[0]) if r[0] in order else len(order)))
+        fail(f"{folder}: no finished run in it (a run is a folder with result.json); make one with: python train.py --method sdft --out {folder}/sdft")
+    return dict(sorted(runs.items(), key=lambda r: ORDER.index(r[0]) if r[0] in ORDER else len(ORDER)))
 
 
-def table(rows: dict, columns=COLUMNS) -> str:
-    """A Markdown table; rows: {method: {metric: number, or {"mean", "ci95"}}}."""
+def summary(runs: dict) -> dict:
+    return {
+        "gates": next(iter(runs.values()))["gates"],
+        "methods": {name: {k: run[k] for k in [*METRICS, *KEPT, "seconds"]} for name, run in runs.items()},
+        "R": {name: run["R"] for name, run in runs.items()},
+        "runs": {name: {k: run[k] for k in ("command", "commit", "versions", "machine")} for name, run in runs.items()},
+    }
 
-    def cell(column, v):
-        scale, unit = (1, "") if column == "seconds" else (100, "")
-        if isinstance(v, dict):
-            return f"{v['mean'] * scale:.0f} ± {v['ci95'] * scale:.0f}{unit}"
-        return f"{v * scale:.0f}{unit}"
 
-    lines = ["| method | " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(cell(c, row[c]) for c in columns) + " |" for name, row in rows.items()]
-    return "\n".join(lines)
+def collect(folders) -> dict:
+    """Several folders of runs, one a seed, as {"mean", "std" (ddof 1), "ci95" (half of Student's t interval), "seeds"} of every figure."""
+    per_seed = {}
+    for folder in folders:
+        runs = read_runs(folder)
+        per_seed[next(iter(runs.values()))["settings"]["seed"]] = runs
+    if len(per_seed) < 2:
+        fail(f"--collect {' '.join(folders)}: an interval needs runs of at least two seeds, found {len(per_seed)}")
+    first = next(iter(per_seed.values()))
+
+    def spread(values):
+        n, std = len(values), float(np.std(values, ddof=1))
+        return {"mean": float(np.mean(values)), "std": std, "ci95": t_quantile_975(n - 1) * std / math.sqrt(n), "seeds": values}
+
+    run = next(iter(first.values()))
+    return {
+        "command": "make results", "commit": run["commit"], "versions": run["versions"], "machine": run["machine"], "seeds": list(per_seed),
+        "gates": {g: spread([next(iter(runs.values()))["gates"][g] for runs in per_seed.values()]) for g in run["gates"]},
+        "methods": {m: {k: spread([runs[m][k] for runs in per_seed.values()]) for k in [*METRICS, *KEPT, "seconds"]} for m in first},
+        "settings": {m: first[m]["settings"] for m in first},
+    }
 
 
 def t_quantile_975(df: int) -> float:
-    """97.5 % point of Student's t, by bisection on its distribution function (numerical integral; scipy is not needed for one number)."""
+    """97.5 % point of Student's t, by its distribution function on a grid (for one number scipy is not needed)."""
     x = np.linspace(0, 200, 400_001)
     density = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi) * (1 + x * x / df) ** (-(df + 1) / 2)
     mass = 0.5 + np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2) * (x[1] - x[0])])
     return float(np.interp(0.975, mass, x))
 
 
-def draw_forgetting(runs: dict, path):
-    """Left: one heat map of R per method (rows: after task i, row 0 the base; the diagonal outlined). Right: what is kept."""
+def table(rows: dict, columns=COLUMNS) -> str:
+    """A Markdown table in percent (seconds in seconds); rows: {method: {metric: number, or {"mean", "ci95"}}}."""
+
+    def cell(column, v):
+        mean, ci = (v["mean"], v["ci95"]) if isinstance(v, dict) else (v, None)
+        scale = 1 if column == "seconds" else 100
+        return f"{mean * scale:.0f}" + (f" ± {ci * scale:.0f}" if ci is not None else "")
+
+    lines = ["| method | " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|---" + "|---:" * len(columns) + "|"]
+    lines += [f"| {name} | " + " | ".join(cell(c, row[c]) for c in columns) + " |" for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+def draw(runs: dict, path):
+    """Heat maps of R (rows: after task i, row 0 the base; the diagonal outlined), what is left after each task, the teacher as it trains."""
     try:
         import matplotlib
     except ImportError:
-        print("no picture: matplotlib is missing (pip install matplotlib); the figures are in summary.json")
+        print(f"no picture {path}: matplotlib is missing (pip install matplotlib); all figures are in summary.json")
         return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, len(runs) + 1, figsize=(3.4 * len(runs) + 4.6, 3.9), width_ratios=[1] * len(runs) + [1.35], layout="constrained")
-    for ax, (name, run) in zip(axes, runs.items()):
+    fig = plt.figure(figsize=(max(9, 3.3 * len(runs)), 7), layout="constrained")
+    top, bottom = fig.subfigures(2, 1)
+    for i, (ax, (name, run)) in enumerate(zip(np.atleast_1d(top.subplots(1, len(runs))), runs.items())):
         R = np.array(run["R"], dtype=float)
         T = R.shape[1]
         ax.imshow(np.ma.masked_invalid(R), vmin=0, vmax=1, cmap="viridis", aspect="auto")
         for j in range(T):
             ax.add_patch(plt.Rectangle((j - 0.5, j + 0.5), 1, 1, fill=False, edgecolor="white", linewidth=1.5))
-        ax.set(title=name, xlabel="task", ylabel="after task (0 = base model)" if ax is axes[0] else "", xticks=range(0, T, 2), xticklabels=range(1, T + 1, 2))
+        ax.set(title=name, xlabel="accuracy on task", ylabel="after task (0: base model)" if i == 0 else "")
+        ax.set(xticks=range(0, T, 2), xticklabels=range(1, T + 1, 2))
+    left, right = bottom.subplots(1, 2)
     for name, run in runs.items():
         R = np.array(run["R"], dtype=float)
         seen = [np.mean(R[i, :i]) for i in range(1, len(R))]
-        (line,) = axes[-1].plot(range(1, len(R)), seen, marker="o", markersize=3, label=f"{name}: tasks seen so far")
-        axes[-1].plot(range(len(R)), run["base_accuracy"], linestyle="--", color=line.get_color(), label=f"{name}: base skills")
-    axes[-1].set(title="what is left after each task", xlabel="tasks learned", ylabel="accuracy", ylim=(-0.02, 1.02))
-    axes[-1].legend(fontsize=7, loc="lower left")
-    axes[-1].grid(alpha=0.3)
+        (line,) = left.plot(range(1, len(R)), seen, marker="o", markersize=3, label=f"{name}: tasks seen")
+        left.plot(range(len(R)), run["base_accuracy"], linestyle="--", color=line.get_color(), label=f"{name}: base skills")
+        right.plot(*zip(*run["teacher_curve"]), color=line.get_color(), label=name)
+    left.set(title="what is left", xlabel="tasks learned", ylabel="accuracy", ylim=(-0.02, 1.02))
+    right.set(title="the teacher: accuracy on the demonstrations it is shown", xlabel="step of the stream", ylim=(-0.02, 1.02))
+    for ax in (left, right):
+        ax.legend(fontsize=7, loc="lower left")
+        ax.grid(alpha=0.3)
     fig.savefig(path, dpi=110)
     plt.close(fig)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A trained checkpoint, looked at.
+
+
+def load_checkpoint(path) -> dict:
+    """A checkpoint of train.py: tensors and plain values alone (weights_only: a file that would execute code is refused)."""
+    if os.path.isdir(path):
+        path = os.path.join(path, "checkpoint.pt")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state if {"settings", "student", "teacher"} <= state.keys() else fail(f"{path}: not a checkpoint of train.py")
+    except FileNotFoundError:
+        fail(f"{path}: no such checkpoint; make one with: python train.py --out {os.path.dirname(path) or '.'}")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError, KeyError, OSError) as e:
+        fail(f"{path}: not a checkpoint, or damaged ({str(e).splitlines()[0]}); train again or restore the file")
+
+
+def load_model(path, which="student") -> tuple[GPT, dict]:
+    state = load_checkpoint(path)
+    settings = state["settings"]
+    rows, width = state[which]["embed.weight"].shape
+    model = GPT(GPTConfig(rows, settings["n_layer"], settings["n_head"], width))
+    model.load_state_dict(state[which])
+    return model.eval(), settings
+
+
+def ask(path, prompt) -> str:
+    """The greedy answer to a prompt."""
+    model, _ = load_model(path)
+    ids = torch.tensor([prompt_ids(prompt)])
+    if ids.shape[1] + 32 > model.config.context:
+        fail(f"the prompt has {ids.shape[1]} tokens: with 32 for the answer it does not fit the context of {model.config.context}")
+    response, _ = model.generate(ids, torch.tensor([ids.shape[1]]), 32, END, temperature=0)
+    return decode(response[0].tolist())
+
+
+def show_teacher(path, n=3):
+    """The method in a terminal: both prompts, the student's sample, and what student and teacher thought of each of its tokens."""
+    student, settings = load_model(path)
+    teacher, _ = load_model(path, "teacher")
+    tasks = World(settings["seed"]).stream(settings["tasks"] + n)[settings["tasks"] :]         # tasks that it has not been taught yet
+    for task in tasks:
+        b = collate([task.train[0]])
+        response, mask = student.generate(b.prompt, b.length, 16, END)
+        q, p = (sdft.response_logits(m, x, l, response)[0].softmax(-1) for m, x, l in ((student, b.prompt, b.length), (teacher, b.demo_prompt, b.demo_length)))
+        kl = sdft.distill_loss(q.log()[None], p.log()[None], mask)
+        print(f"\nthe student sees   {TOKENIZER.decode(b.prompt[0].tolist())}\nthe teacher sees   {TOKENIZER.decode(b.demo_prompt[0].tolist())}")
+        print(f"the student says   {decode(response[0].tolist())!r}     KL(teacher ‖ student) = {kl:.2f} nats a token\n")
+        print(f"   {'token':12s} {'student':>8s} {'teacher':>8s}   what the teacher would rather say")
+        for t in range(int(mask.sum())):
+            token, best = response[0, t], p[t].argmax()
+            print(f"   {TOKENIZER.decode([token]):12s} {q[t, token]:8.3f} {p[t, token]:8.3f}   {TOKENIZER.decode([best]):12s} {p[t, best]:.3f}")
+
+
+def write_readme(readme="README.md", results="results"):
+    """Replaces what stands between <!-- NAME --> and <!-- end --> by the table of results/NAME.json."""
+    with open(readme) as f:
+        text = f.read()
+
+    def fill(match):
+        figures = read_json(os.path.join(results, match[1] + ".json"))
+        return f"<!-- {match[1]} -->\n{TABLES[match[1]](figures)}\n<!-- end -->"
+
+    new = re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+    with open(readme + ".part", "w") as f:
+        f.write(new)
+    os.replace(readme + ".part", readme)
+
+
+TABLES = {"demo": lambda figures: table(figures["methods"])}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", help="a folder of runs: print their table, write summary.json, draw forgetting.png")
+    parser.add_argument("--ask", nargs=2, metavar=("RUN", "PROMPT"), help="answer a prompt with a run's student")
+    parser.add_argument("--show-teacher", metavar="RUN", help="student and teacher on a few tasks that the run has not been taught")
+    parser.add_argument("--collect", nargs="+", metavar="FOLDER", help="folders of runs, one a seed; needs --to")
+    parser.add_argument("--to", metavar="JSON", help="where --collect writes")
+    parser.add_argument("--readme", action="store_true", help="write the tables of results/ into README.md")
+    args = parser.parse_args()
+    if args.ask:
+        print(ask(*args.ask))
+    elif args.show_teacher:
+        show_teacher(args.show_teacher)
+    elif args.collect and args.to:
+        write_json(args.to, collect(args.collect))
+    elif args.readme:
+        write_readme()
+    elif args.folder:
+        runs = read_runs(args.folder)
+        print(table(summary(runs)["methods"]))
+        write_json(os.path.join(args.folder, "summary.json"), summary(runs))
+        draw(runs, os.path.join(args.folder, "forgetting.png"))
+    else:
+        parser.error("nothing to do: name a folder of runs, or one of the options")
+
+
+if __name__ == "__main__":
+    main()

@@ -71,7 +71,8 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        nn.init.zeros_(self.head.weight)          # the first prediction is uniform
+        nn.init.normal_(self.embed.weight, std=0.3)   # small against Adam's steps: a rare word soon carries what was learned about it
+        nn.init.zeros_(self.head.weight)              # the first prediction is uniform
         K = config.n_embd // config.n_head
         angles = torch.arange(config.context)[:, None] / 1000 ** (torch.arange(0, K, 2) / K)          # (context, K / 2)
         self.register_buffer("cos", angles.cos(), persistent=False)

@@ -61,7 +61,7 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
     optimizer.zero_grad(set_to_none=True)
     # 5. The teacher's weights follow.
     ema_update(teacher, student, ema_decay)
-    return {"loss": total, "grad_norm": grad_norm}
+    return {"loss": total, "grad_norm": grad_norm, "tokens": int((batch.response_mask if alpha == 1 else mask).sum())}
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@
 Every field of `Config` is an option. Left out: more than one machine, and everything else that a trainer framework is for.
 """
 import argparse
+import copy
 import dataclasses
 import hashlib
 import json
@@ -23,9 +24,13 @@ import torch
 import torch.nn.functional as F
 
 import sdft
-from data import ANSWER, END, PROMPT, VOCAB_SIZE, World, collate, grade, pack, pad, prompt_ids, text_example
-from eval import accuracy, answers, continual_metrics, in_own_voice, well_formed, write_json
+from data import ANSWER, END, PROMPT, VOCAB_SIZE, World, collate, decode, grade, in_own_voice, pack, pad, text_example
+from eval import accuracy, answers, continual_metrics, fail, load_checkpoint, well_formed, write_json
 from model import GPT, GPTConfig
+
+MAX_NEW = 16                      # tokens of a sampled answer
+DREAMS = 1024                     # prompts that self-replay dreams before each task
+F0 = 1e-3                         # share of the pretraining tokens at which a word's row moves at half the rate
 
 
 def option(default, help):
@@ -38,33 +43,34 @@ class Config:
     self_replay: bool = option(False, "also distil the model before the task on prompts that it dreams itself; no data is stored")
     tasks: int = option(10, "length of the stream")
     seed: int = option(0, "draws the world, the base model and the stream")
-    out: str = option("out/run", "folder of the run: checkpoint, log, results")
+    out: str = option("out/run", "folder of the run: checkpoint, log, result")
     resume: bool = option(False, "go on from the checkpoint in the folder")
     # one task
-    lr: float = option(0.0, "learning rate of the matrices; 0 takes the method's tuned value")
-    steps: int = option(0, "most steps a task; 0 takes the method's tuned value")
+    lr: float = option(0.003, "learning rate of all weights but the embedding (SGD)")
+    embed_lr: float = option(30.0, "learning rate of the embedding; a row moves at embed_lr / (1 + f / F0), f the word's share of the pretraining tokens")
+    steps: int = option(150, "most steps a task")
     batch_size: int = option(64, "demonstrations a step")
     micro_batch: int = option(0, "rows scored at once; 0 is the whole batch. The gradient is the same")
     demonstrations: int = option(256, "training examples a task")
     divergence: str = option("forward", "forward = KL(teacher ‖ student), reverse = KL(student ‖ teacher), or jsd")
     beta: float = option(0.5, "weight of the teacher in the mixture of jsd")
-    alpha: float = option(0.0, "share of the supervised loss: alpha * SFT + (1 - alpha) * distillation")
+    alpha: float = option(0.0, "share of the supervised loss in sdft: alpha * SFT + (1 - alpha) * distillation")
     teacher: str = option("ema", "ema (weights follow the student's), live (the student's own) or frozen (the base model's)")
     ema_decay: float = option(0.98, "share of its weights that the teacher keeps at each step")
-    converged: float = option(0.01, "a task ends when the mean on-policy divergence of 20 steps, in nats a token, is below this")
+    converged: float = option(0.01, "a task ends when the mean loss of 20 steps, in nats a token, is below this")
     guard: float = option(0.9, "least share of demonstrations that the teacher must answer rightly; below it both roll back")
     # the model and its pretraining
     n_layer: int = option(3, "blocks")
     n_head: int = option(4, "attention heads")
     n_embd: int = option(128, "width")
-    pretrain_steps: int = option(2000, "steps of pretraining")
+    pretrain_steps: int = option(1800, "steps of pretraining")
     pretrain_docs: int = option(128, "documents a step of pretraining")
     dropout: float = option(0.1, "dropout in pretraining; none afterwards")
     # the machine
     device: str = option("auto", "auto, cpu, cuda, ...")
     threads: int = option(0, "CPU threads; 0 leaves torch's choice")
     save_every: int = option(50, "steps between checkpoints")
-    log_every: int = option(10, "steps between lines of the log")
+    watch_every: int = option(10, "steps between looks at the teacher, and lines of the log")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -99,16 +105,22 @@ class Muon(torch.optim.Optimizer):
 
 
 def pretrain(model, world, config, log):
-    """Next-token prediction on the world's documents; the tokens of the answer count 1, the others PROMPT_WEIGHT."""
+    """Next-token prediction on the world's documents; the tokens of the answer count 1, the others PROMPT_WEIGHT.
+
+    Returns each token's share (V,) of what was read.
+    """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    optimizers = [Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=0.01, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+    optimizers = [Muon(matrices, lr=0.006), torch.optim.AdamW(others, lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)]
     peak = [o.param_groups[0]["lr"] for o in optimizers]
     rng = random.Random(f"pretraining {config.seed}")
-    device, n = next(model.parameters()).device, config.pretrain_steps
+    torch.manual_seed(config.seed)
+    n, count = config.pretrain_steps, torch.zeros(VOCAB_SIZE)
     model.train()
     for step in range(n):
-        tokens, targets, weights, mask = (t.to(device) for t in pack([world.document(rng) for _ in range(config.pretrain_docs)]))
+        documents = [world.document(rng) for _ in range(config.pretrain_docs)]
+        count += torch.bincount(torch.tensor([i for ids, _ in documents for i in ids]), minlength=VOCAB_SIZE)
+        tokens, targets, weights, mask = (t.to(config.device) for t in pack(documents))
         scale = min(1, (step + 1) / 50) * min(1, (1 - step / n) / 0.6 + 0.02)              # warm up, hold, and go down over the last 60 %
         for optimizer, lr in zip(optimizers, peak):
             optimizer.param_groups[0]["lr"] = lr * scale
@@ -118,25 +130,41 @@ def pretrain(model, world, config, log):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        log(step, n, loss)
+        if step % 50 == 49 or step == n - 1:
+            log.progress(f"pretraining {step + 1}/{n} loss {loss.item():.3f}", (step + 1) / n, (step + 1) * tokens.numel())
     model.eval()
+    return count / count.sum()
 
 
 def base_model(config, world, log):
-    """The base model of a seed and a set of settings: pretrained once, then found again under out/ by a hash of all that made it."""
+    """The base model of a seed and a set of settings: pretrained once, then found again under out/ by a hash of all that made it.
+
+    Returns the model, each token's share of its pretraining (V,), and its gates.
+    """
+    torch.manual_seed(config.seed)
     model = GPT(GPTConfig(VOCAB_SIZE, config.n_layer, config.n_head, config.n_embd, dropout=config.dropout)).to(config.device)
     settings = {f: getattr(config, f) for f in ("seed", "n_layer", "n_head", "n_embd", "pretrain_steps", "pretrain_docs", "dropout")}
-    source = b"".join(open(os.path.join(os.path.dirname(os.path.abspath(__file__)), f), "rb").read() for f in ("data.py", "model.py"))
+    here = os.path.dirname(os.path.abspath(__file__))
+    source = b"".join(open(os.path.join(here, f), "rb").read() for f in ("data.py", "model.py"))
     digest = hashlib.sha256(json.dumps(settings).encode() + source).hexdigest()[:12]
     path = os.path.join("out", f"base-{config.seed}-{digest}.pt")
     if os.path.exists(path):
-        log.say(f"base model: {path} (cached)")
-        model.load_state_dict(torch.load(path, map_location=config.device, weights_only=True))
-        return model.eval()
-    log.say(f"base model: pretraining {path}, {sum(p.numel() for p in model.parameters()):,} parameters")
-    pretrain(model, world, config, log)
-    save(path, model.state_dict())
-    return model
+        log.say(f"base model: {path}, made before")
+        saved = torch.load(path, map_location=config.device, weights_only=True)
+        model.load_state_dict(saved["student"])
+    else:
+        log.say(f"base model: pretraining {sum(p.numel() for p in model.parameters()):,} parameters")
+        log.start()
+        frequency = pretrain(model, world, config, log)
+        values = gates(model, world)
+        saved = {"settings": dataclasses.asdict(config), "student": model.state_dict(), "teacher": model.state_dict(), "frequency": frequency, "gates": values}
+        save(path, saved)
+        log.say(f"base model: wrote {path}")
+    for name, value in saved["gates"].items():
+        bound = GATES[name]
+        ok = value >= bound if name not in AT_MOST else value <= bound
+        log.say(f"gate {name.replace('_', ' '):28s} {value:6.1%}  ({'<=' if name in AT_MOST else '>='} {bound:.0%})  {'ok' if ok else 'MISSED'}")
+    return model.eval(), saved["frequency"], saved["gates"]
 
 
 def save(path, value):
@@ -151,62 +179,230 @@ def save(path, value):
             os.remove(part)
 
 
-def gates(model, world, log) -> dict:
-    """What the base model must be able to do before it can teach itself anything (accuracy, each with its bound)."""
+GATES = {"base": 0.97, "new_without_demonstration": 0.20, "new_with_demonstration": 0.95, "contradicting_demonstration": 0.90,
+         "text_with_demonstration": 0.95, "well_formed": 0.98}
+AT_MOST = {"new_without_demonstration"}
+
+
+def gates(model, world) -> dict:
+    """What the base model must be able to do before it can teach itself anything: {name of GATES: share of answers}."""
     rng = random.Random(f"gates {world.seed}")
     base = [world.base_example(rng) for _ in range(512)]
     new = [e for task in world.stream(20) for e in task.test[:16]]
     contradicting = [world.fresh_example(rng, known=True) for _ in range(256)]
-    texts = [text_example(rng) for _ in range(256)]
     said = answers(model, base)
-    values = {
-        "base": (np.mean([grade(e, a) for e, a in zip(base, said)]), 0.97),
-        "new_without_demonstration": (accuracy(model, new), -0.20),                     # negative: at most
-        "new_with_demonstration": (accuracy(model, new, shown=True), 0.95),
-        "contradicting_demonstration": (accuracy(model, contradicting, shown=True), 0.90),
-        "text_with_demonstration": (accuracy(model, texts, shown=True), 0.95),
-        "well_formed": (np.mean([well_formed(e, a) for e, a in zip(base, said)]), 0.98),
+    return {
+        "base": float(np.mean([grade(e, a) for e, a in zip(base, said)])),
+        "new_without_demonstration": accuracy(model, new),
+        "new_with_demonstration": accuracy(model, new, shown=True),
+        "contradicting_demonstration": accuracy(model, contradicting, shown=True),
+        "text_with_demonstration": accuracy(model, [text_example(rng) for _ in range(256)], shown=True),
+        "well_formed": float(np.mean([well_formed(e, a) for e, a in zip(base, said)])),
     }
-    for name, (value, bound) in values.items():
-        ok = value >= bound if bound > 0 else value <= -bound
-        log.say(f"gate {name.replace('_', ' '):28s} {value:6.1%}  ({'>=' if bound > 0 else '<='} {abs(bound):.0%})  {'ok' if ok else 'MISSED'}")
-    return {name: round(float(value), 4) for name, (value, _) in values.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Task after task.
 
 
-def dream_prompts(model, n, device):
-    """Self-replay, first half: the model dreams n prompts of its own past (no data is stored) and answers them.
+def make_optimizer(model, config, frequency):
+    """Plain SGD, no momentum, and a step of its own for each row of the embedding.
 
-    A dreamt prompt is what the model writes after the token that begins one. Returns prompt (n', P), length (n',), n' <= n: what
-    did not become a prompt is dropped.
+    A new word is learned in its row; what hurts the old skills is that the rows they all stand on (letters, signs, structure words)
+    move as well. So a row moves at embed_lr / (1 + f / F0), f being the word's share of the pretraining tokens (V,): a word never met
+    moves at the full rate, one of every hundred tokens at a tenth of it. All methods train like this.
     """
-    start = torch.full((n, 1), PROMPT, device=device)
-    written, mask = model.generate(start, torch.ones(n, dtype=torch.long, device=device), 16, end=ANSWER)
-    rows = [[PROMPT, *r[: sum(m)]] for r, m in zip(written.tolist(), mask.tolist()) if r[sum(m) - 1] == ANSWER and END not in r[: sum(m)]]
-    return pad(rows)
+    embed = model.embed.weight
+    scale = 1 / (1 + frequency.to(embed.device) / F0)
+    embed.register_hook(lambda grad: grad * scale[:, None])
+    others = [p for p in model.parameters() if p is not embed]
+    return torch.optim.SGD([{"params": others, "lr": config.lr}, {"params": [embed], "lr": config.embed_lr}])
+
+
+def dream(model, n):
+    """Self-replay, first half: the model writes n prompts of its own past and answers them. No data is stored.
+
+    A dreamt prompt is what the model writes after the token that begins one. Returns prompt (n', P), length (n',), response and
+    mask (n', R), n' <= n: what did not become a prompt is dropped.
+    """
+    start = torch.full((n, 1), PROMPT, device=model.head.weight.device)
+    written, mask = model.generate(start, torch.ones_like(start[:, 0]), 16, end=ANSWER)
+    rows = [[PROMPT, *r[: sum(m)]] for r, m in zip(written.tolist(), mask.tolist())]
+    prompt, length = (t.to(start.device) for t in pad([r for r in rows if r[-1] == ANSWER and END not in r]))
+    return prompt, length, *model.generate(prompt, length, MAX_NEW, END)
+
+
+def replay(student, previous, dreams, n):
+    """Self-replay, second half: KL(model before the task ‖ student) on n of the dreams."""
+    i = torch.randint(len(dreams[0]), (n,)).to(dreams[0].device)
+    prompt, length, response, mask = (t[i] for t in dreams)
+    with torch.no_grad():
+        target = sdft.response_logits(previous, prompt, length, response)
+    return sdft.distill_loss(sdft.response_logits(student, prompt, length, response), target, mask)
+
+
+def learn(config):
+    """Teach the stream's tasks one after another; returns the result that is also written to result.json."""
+    world = World(config.seed)
+    stream = world.stream(config.tasks, config.demonstrations)
+    path = os.path.join(config.out, "checkpoint.pt")
+    saved = load_checkpoint(path) if config.resume else None
+    log = Log(config, saved["log_bytes"] if saved else 0)
+    student, frequency, gate = base_model(config, world, log)
+    probe = Probe(world, stream, student)
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    optimizer = make_optimizer(student, config, frequency)
+    guard = sdft.TeacherGuard(config.guard, student, teacher)
+    previous, dreams = copy.deepcopy(teacher), ()
+    rng = random.Random(f"training {config.seed}")
+    torch.manual_seed(config.seed)
+    # what has been measured so far; plain lists, so that it goes into the checkpoint and the result as it is
+    done = {"R": [], "base_accuracy": [], "voice": [], "teacher_accuracy": [], "drift_base": [], "drift_new": [], "teacher_curve": [],
+            "steps": [], "generated_tokens": 0, "guard_trips": 0, "seconds": 0.0}
+    task, step, recent = 0, 0, []
+    if saved:
+        for module, name in ((student, "student"), (teacher, "teacher"), (previous, "previous"), (optimizer, "optimizer")):
+            module.load_state_dict(saved[name])
+        guard.good, dreams, done, task, step, recent = (saved[k] for k in ("good", "dreams", "done", "task", "step", "recent"))
+        rng.setstate(saved["python_rng"])
+        torch.set_rng_state(saved["torch_rng"])
+    else:
+        probe.measure(student, teacher, done, 0)
+    log.start(done["seconds"])
+
+    def checkpoint():
+        done["seconds"] = round(log.seconds(), 2)
+        save(path, {"settings": dataclasses.asdict(config), "student": student.state_dict(), "teacher": teacher.state_dict(),
+                    "previous": previous.state_dict(), "optimizer": optimizer.state_dict(), "good": guard.good, "dreams": dreams,
+                    "frequency": frequency, "done": done, "task": task, "step": step, "recent": recent,
+                    "python_rng": rng.getstate(), "torch_rng": torch.get_rng_state(), "log_bytes": log.bytes()})
+
+    while task < len(stream):
+        if step == 0:
+            previous.load_state_dict(student.state_dict())
+            dreams, recent = dream(previous, DREAMS) if config.self_replay else (), []
+        examples = rng.sample(stream[task].train, min(config.batch_size, len(stream[task].train)))
+        batch = collate(examples).to(config.device)
+        # ---- the method
+        try:
+            figures = sdft.sdft_step(
+                student, teacher, optimizer, batch, sample, divergence=config.divergence, beta=config.beta,
+                alpha=1.0 if config.method == "sft" else config.alpha, ema_decay={"ema": config.ema_decay, "live": 0.0, "frozen": 1.0}[config.teacher],
+                penalty=(lambda s: replay(s, previous, dreams, config.batch_size)) if config.self_replay else None,
+                micro_batch=config.micro_batch or None)
+        except FloatingPointError as e:
+            fail(f"task {task + 1} step {step}: {e}. The last good checkpoint is {path}; lower --lr or --embed-lr and begin again")
+        # ---- what follows is watching, logging, saving
+        step += 1
+        recent = [*recent[-19:], figures["loss"]]
+        done["generated_tokens"] += figures["tokens"]
+        over = step == config.steps or (len(recent) == 20 and np.mean(recent) < config.converged)
+        if step % config.watch_every == 0 or over:
+            right = shown_accuracy(teacher, batch, examples)
+            done["teacher_curve"].append([sum(done["steps"]) + step, right])
+            if config.method == "sdft" and not guard.check(right, student, teacher):
+                done["guard_trips"] += 1
+                for group in optimizer.param_groups:
+                    group["lr"] /= 2
+                log.say(f"task {task + 1} step {step}: the teacher answers {right:.0%} of its demonstrations rightly, under {guard.floor:.0%}: rolled back, rates halved")
+            total = sum(done["steps"]) + step
+            log.step({"task": task + 1, "step": step, **figures, "lr": optimizer.param_groups[0]["lr"], "teacher": right}, total,
+                     f"task {task + 1}/{len(stream)} {stream[task].family:12s} step {step}/{config.steps}", (task + step / config.steps) / len(stream))
+        if over:
+            done["steps"].append(step)
+            task, step = task + 1, 0
+            probe.measure(student, teacher, done, task)
+            log.say(f"task {task}/{len(stream)} learned to {done['R'][task][task - 1]:.2f} in {done['steps'][-1]} steps; all seen {np.mean(done['R'][task][:task]):.2f}, "
+                    f"base {done['base_accuracy'][task]:.2f}, own voice {done['voice'][task]:.2f}, student shown demonstrations {done['teacher_accuracy'][task]:.2f}")
+        if over or step % config.save_every == 0:
+            checkpoint()
+    ratio = {f"{k}_retention": done[v][-1] / (done[v][0] or float("nan")) for k, v in (("base", "base_accuracy"), ("voice", "voice"), ("teacher", "teacher_accuracy"))}
+    result = {"method": run_name(config), "settings": dataclasses.asdict(config), **provenance(), "gates": gate,
+              "families": [t.family for t in stream], **continual_metrics(done["R"]), **ratio, **done}
+    write_json(os.path.join(config.out, "result.json"), result)
+    return result
+
+
+class Probe:
+    """Everything that is measured after each task, on examples that no task trains on."""
+
+    def __init__(self, world, stream, base):
+        rng = random.Random(f"probe {world.seed}")
+        updated = {fact for task in stream if task.family == "update" for fact in task.items}   # these are scored by their new value
+        self.stream, self.reference = stream, copy.deepcopy(base)
+        self.base = [world.base_example(rng, updated) for _ in range(512)]
+        self.shown = [world.fresh_example(rng) for _ in range(256)]
+
+    def measure(self, student, teacher, done, task):
+        said = answers(student, self.base)
+        done["R"].append([accuracy(student, t.test) for t in self.stream])
+        done["base_accuracy"].append(float(np.mean([grade(e, a) for e, a in zip(self.base, said)])))
+        done["voice"].append(float(np.mean([in_own_voice(a) for a in said])))
+        done["teacher_accuracy"].append(accuracy(student, self.shown, shown=True))
+        done["drift_base"].append(drift(self.reference, student, self.base[:128]))
+        done["drift_new"].append(drift(self.reference, student, self.stream[max(task - 1, 0)].test))
+
+
+def drift(base, model, examples) -> float:
+    """Mean KL(base ‖ model) in nats a token, over answers of the base to the bare prompts."""
+    b = collate(examples).to(base.head.weight.device)
+    response, mask = base.generate(b.prompt, b.length, MAX_NEW, END, temperature=0)
+    with torch.no_grad():
+        p, q = (sdft.response_logits(m, b.prompt, b.length, response) for m in (base, model))
+    return sdft.distill_loss(q, p, mask).item()
+
+
+def shown_accuracy(teacher, batch, examples) -> float:
+    """How often the teacher answers the demonstrations of a batch rightly (greedily)."""
+    response, _ = teacher.generate(batch.demo_prompt, batch.demo_length, MAX_NEW, END, temperature=0)
+    return float(np.mean([grade(e, decode(r)) for e, r in zip(examples, response.tolist())]))
+
+
+def sample(model, prompt, length):
+    return model.generate(prompt, length, MAX_NEW, END)
 
 
 class Log:
     """One line for people and one line of JSON for programs at each logged step; the file begins with what the run is."""
 
     def __init__(self, config, at=0):
-        self.path, self.config = os.path.join(config.out, "log.jsonl"), config
+        self.path, self.name = os.path.join(config.out, "log.jsonl"), run_name(config)
         os.makedirs(config.out, exist_ok=True)
         with open(self.path, "ab") as f:
             f.truncate(at)                         # on resume: lines behind the checkpoint are written again
-        self.started = time.perf_counter()
+        self.start()
         if at == 0:
             self.write({"settings": dataclasses.asdict(config)} | provenance())
+
+    def start(self, already=0.0):
+        self.began = time.perf_counter() - already
+        self.last = time.perf_counter(), 0
+
+    def seconds(self):
+        return time.perf_counter() - self.began
+
+    def bytes(self):
+        return os.path.getsize(self.path)
 
     def write(self, record):
         with open(self.path, "a") as f:
             f.write(json.dumps(record) + "\n")
 
     def say(self, text):
-        print(f"{run_name(self.config):16s} {text}", flush=True)
+        print(f"{self.name:16s} {text}", flush=True)
+
+    def progress(self, text, share, tokens):
+        s = self.seconds()
+        self.say(f"{text} | {tokens / s:,.0f} tokens/s | {s:.0f} s, {s / share - s:.0f} s left")
+
+    def step(self, record, step, text, share):
+        now = time.perf_counter()
+        ms = 1000 * (now - self.last[0]) / max(1, step - self.last[1])
+        self.last = now, step
+        self.write(record | {"ms": round(ms, 1)})
+        left = self.seconds() / share - self.seconds()
+        self.say(f"{text} loss {record['loss']:.4f} gradient {record['grad_norm']:.2f} teacher {record['teacher']:.2f} lr {record['lr']:g} | "
+                 f"{ms:.0f} ms/step, {record['tokens'] / ms * 1000:,.0f} tokens/s | {left:.0f} s left")
 
 
 def run_name(config):
@@ -224,3 +420,58 @@ def provenance() -> dict:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "machine": gpu or f"{os.cpu_count()}-core {platform.machine()} CPU",
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line.
+
+CHOICES = {"method": ["base", "sft", "sdft"], "divergence": ["forward", "reverse", "jsd"], "teacher": ["ema", "live", "frozen"]}
+
+
+def parse(argv=None) -> Config:
+    """The command line as a Config; what is out of range or contradicts ends with one line and exit status 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for f in dataclasses.fields(Config):
+        name, help = "--" + f.name.replace("_", "-"), f"{f.metadata['help']} (default {f.default})".replace("%", "%%")
+        if f.type is bool:
+            parser.add_argument(name, action="store_true", help=f.metadata["help"])
+        else:
+            parser.add_argument(name, type=f.type, default=f.default, choices=CHOICES.get(f.name), help=help, metavar=f.type.__name__.upper() if f.name not in CHOICES else None)
+    config = Config(**vars(parser.parse_args(argv)))
+    for name, (low, high) in RANGES.items():
+        value = getattr(config, name)
+        if not low <= value <= high:                       # NaN fails this too
+            parser.error(f"--{name.replace('_', '-')} {value}: must be from {low} to {high}")
+    if config.method != "sdft" and config.alpha:
+        parser.error(f"--alpha {config.alpha} is a share within sdft: leave it out, or use --method sdft")
+    if config.n_embd % (2 * config.n_head):
+        parser.error(f"--n-embd {config.n_embd}: must be a multiple of 2 * --n-head ({2 * config.n_head})")
+    if config.device == "auto":
+        config.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return config
+
+
+MANY = 10**9
+RANGES = {
+    "tasks": (1, 30), "seed": (0, MANY), "lr": (0, 1e3), "embed_lr": (0, 1e6), "steps": (1, MANY), "batch_size": (1, MANY), "micro_batch": (0, MANY),
+    "demonstrations": (2, MANY), "beta": (1e-6, 1 - 1e-6), "alpha": (0, 1), "ema_decay": (0, 1), "converged": (0, 1e3), "guard": (0, 1),
+    "n_layer": (1, 1000), "n_head": (1, 1000), "n_embd": (2, 100_000), "pretrain_steps": (1, MANY), "pretrain_docs": (1, MANY), "dropout": (0, 0.9),
+    "threads": (0, 1024), "save_every": (1, MANY), "watch_every": (1, MANY),
+}
+
+
+def main(argv=None):
+    config = parse(argv)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        if config.method == "base":
+            base_model(config, World(config.seed), Log(config))
+        else:
+            learn(config)
+    except KeyboardInterrupt:
+        fail(f"\ninterrupted; go on with: python train.py {' '.join(a for a in sys.argv[1:] if a != '--resume')} --resume")
+
+
+if __name__ == "__main__":
+    main()
