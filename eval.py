@@ -212,7 +212,7 @@ def load_checkpoint(path) -> dict:
     except FileNotFoundError:
         fail(f"{path}: no such checkpoint; make one with: python train.py --out {os.path.dirname(path) or '.'}")
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError, KeyError, OSError) as e:
-        fail(f"{path}: not a checkpoint, or damaged ({str(e).splitlines()[0]}); train again or restore the file")
+        fail(f"{path}: not a checkpoint, or damaged ({type(e).__name__}); train again or restore the file")
 
 
 def load_model(path, which="student") -> tuple[GPT, dict]:

@@ -1,0 +1,33 @@
+"""Small models and batches that the tests share."""
+import os
+import sys
+
+import pytest
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from data import VOCAB_SIZE, World, collate  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
+
+
+def random_gpt(seed=0, vocab=VOCAB_SIZE, **config):
+    """A GPT whose every weight matters: the zero initialisation of heads and outputs would hide mistakes."""
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(vocab, **{"n_layer": 2, "n_head": 2, "n_embd": 32} | config)).eval()
+    for p in model.parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="session")
+def world():
+    return World(0)
+
+
+@pytest.fixture
+def batch(world):
+    """Eight examples of three families, so that prompts and answers have several lengths."""
+    return collate([task.train[i] for task in world.stream(4, 8, 8) for i in range(2)])

@@ -1,0 +1,228 @@
+"""The method: the step, its gradients, the alignment of the two prompts, the teacher."""
+import ast
+import copy
+import math
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sdft
+from conftest import ROOT, random_gpt
+from data import END
+
+
+def sample(model, prompt, length):
+    return model.generate(prompt, length, 6, END)
+
+
+def models(seed=0):
+    student = random_gpt(seed)
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    return student, teacher, torch.optim.SGD(student.parameters(), lr=0.1)
+
+
+def gradients(batch, **options):
+    """The gradient of one step, read before the optimiser would have used it."""
+    student, teacher, _ = models()
+    kept = {}
+
+    class Keep(torch.optim.SGD):
+        def step(self):
+            kept.update({n: p.grad.clone() for n, p in student.named_parameters()})
+
+    torch.manual_seed(0)
+    figures = sdft.sdft_step(student, teacher, Keep(student.parameters(), lr=0.1), batch, sample, clip=1e9, **options)
+    return figures, kept
+
+
+def test_it_imports_nothing_of_the_project():
+    with open(os.path.join(ROOT, "sdft.py")) as f:
+        tree = ast.parse(f.read())
+    imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {name.split(".")[0] for name in imported} & {"data", "model", "train", "eval"}
+
+
+def test_divergences_by_hand_on_three_tokens():
+    p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
+    mask = torch.ones(1)
+    def loss(divergence, beta=0.5):
+        return sdft.distill_loss(q.log()[None], p.log()[None], mask, divergence, beta).item()
+    assert loss("forward") == pytest.approx(0.5 * math.log(2) - 0.25 * math.log(2), rel=1e-5)
+    assert loss("reverse") == pytest.approx(0.5 * math.log(2) - 0.25 * math.log(2), rel=1e-5)
+    m = [0.375, 0.25, 0.375]
+    kl_pm = 0.5 * math.log(0.5 / m[0]) + 0.25 * math.log(0.25 / m[2])
+    assert loss("jsd") == pytest.approx(kl_pm, rel=1e-5)                                    # p and q mirror each other: both halves are equal
+    p2 = torch.tensor([0.5, 0.5, 0.0])
+    assert sdft.distill_loss(q.log()[None], p2.log()[None], mask).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2), rel=1e-5)
+
+
+def test_forward_and_reverse_are_told_apart():
+    g = torch.Generator().manual_seed(0)
+    s, t, mask = torch.randn(5, 7, generator=g), torch.randn(5, 7, generator=g), torch.ones(5)
+    p, q = t.double().softmax(-1), s.double().softmax(-1)
+    assert sdft.distill_loss(s, t, mask, "forward").item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-5)
+    assert sdft.distill_loss(s, t, mask, "reverse").item() == pytest.approx((q * (q / p).log()).sum(-1).mean().item(), rel=1e-5)
+
+
+def test_tokens_are_counted_over_the_mask():
+    s, t = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.bool)
+    each = [sdft.distill_loss(s[i, j][None], t[i, j][None], torch.ones(1)).item() for i, j in ((0, 0), (0, 1), (1, 0))]
+    assert sdft.distill_loss(s, t, mask).item() == pytest.approx(sum(each) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+def test_equal_prompts_and_weights_give_exactly_zero(batch, divergence):
+    batch.demo_prompt, batch.demo_length = batch.prompt, batch.length
+    student, teacher, optimizer = models()
+    before = copy.deepcopy(student.state_dict())
+    figures = sdft.sdft_step(student, teacher, optimizer, batch, sample, divergence=divergence)
+    assert figures["loss"] == 0.0 and figures["grad_norm"] < 1e-6
+    assert all((before[k] - v).abs().max() < 1e-6 for k, v in student.state_dict().items())
+
+
+def test_both_roles_score_the_same_tokens_behind_their_own_prompts(batch):
+    """One row at a time without any padding must give the same logits as the padded batch, for both prompts."""
+    gpt = random_gpt()
+    response, mask = sample(gpt, batch.prompt, batch.length)
+    for prompt, length in ((batch.prompt, batch.length), (batch.demo_prompt, batch.demo_length)):
+        logits = sdft.response_logits(gpt, prompt, length, response)
+        for row, n in enumerate(length):
+            alone = gpt(torch.cat([prompt[row, :n], response[row]])[None])[0, n - 1 : -1]
+            torch.testing.assert_close(logits[row], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_changes_nothing(batch):
+    student, teacher, _ = models()
+    response, mask = sample(student, batch.prompt, batch.length)
+    def kl(filler):
+        prompt, demo_prompt, r = batch.prompt.clone(), batch.demo_prompt.clone(), torch.where(mask, response, filler)
+        for row in range(len(prompt)):
+            prompt[row, batch.length[row] :], demo_prompt[row, batch.demo_length[row] :] = filler, filler
+        return sdft.distill_loss(sdft.response_logits(student, prompt, batch.length, r), sdft.response_logits(teacher, demo_prompt, batch.demo_length, r), mask)
+    assert torch.equal(kl(END), kl(5))
+
+
+@pytest.mark.parametrize("options", [{}, {"divergence": "reverse"}, {"divergence": "jsd", "beta": 0.3}, {"alpha": 0.4}, {"alpha": 1.0}])
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(batch, options, micro_batch):
+    whole, small = gradients(batch, **options), gradients(batch, micro_batch=micro_batch, **options)
+    assert small[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)
+    for name, g in whole[1].items():
+        torch.testing.assert_close(small[1][name], g, rtol=1e-3, atol=1e-5)                  # fp32 sums in another order
+
+
+def test_the_gradient_is_that_of_the_loss(batch):
+    """Against an oracle written with other means: per-row log-softmax in float64, teacher and sample held fixed."""
+    _, found = gradients(batch)
+    student, teacher, _ = models()
+    torch.manual_seed(0)
+    response, mask = sample(student, batch.prompt, batch.length)
+    student, teacher = student.double(), teacher.double()
+    total = 0.0
+    for row in range(len(response)):
+        n = int(mask[row].sum())
+        def logp(model, prompt, length):
+            x = torch.cat([prompt[row, : length[row]], response[row, :n]])[None]
+            return model(x)[0, length[row] - 1 : -1].log_softmax(-1)
+        p, q = logp(teacher, batch.demo_prompt, batch.demo_length).detach(), logp(student, batch.prompt, batch.length)
+        total = total + (p.exp() * (p - q)).sum()
+    (total / mask.sum()).backward()
+    for name, p in student.named_parameters():
+        torch.testing.assert_close(found[name].double(), p.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_alpha_one_is_sft_and_samples_nothing(batch):
+    def no_sample(*_):
+        raise AssertionError("sampled")
+    student, teacher, optimizer = models()
+    figures = sdft.sdft_step(student, teacher, optimizer, batch, no_sample, alpha=1.0)
+    reference, _, _ = models()
+    nll = []
+    for row in range(len(batch.prompt)):
+        n, r = batch.length[row], batch.response[row][batch.response_mask[row]]
+        logits = reference(torch.cat([batch.prompt[row, :n], r])[None])[0, n - 1 : -1]
+        nll.append(F.cross_entropy(logits, r, reduction="sum"))
+    assert figures["loss"] == pytest.approx((sum(nll) / batch.response_mask.sum()).item(), rel=1e-5)
+    assert figures["tokens"] == batch.response_mask.sum()
+
+
+def test_teacher_gets_no_gradient_and_follows_by_ema(batch):
+    student, teacher, optimizer = models()
+    before = {n: p.clone() for n, p in teacher.named_parameters()}
+    teacher.requires_grad_(True)                                                             # even a teacher that could take one
+    sdft.sdft_step(student, teacher, optimizer, batch, sample, ema_decay=0.9)
+    assert all(p.grad is None for p in teacher.parameters())
+    for name, p in teacher.named_parameters():
+        torch.testing.assert_close(p, 0.9 * before[name] + 0.1 * dict(student.named_parameters())[name])
+
+
+def test_ema_closed_form_frozen_and_live():
+    student, teacher = random_gpt(1), random_gpt(2)
+    start = copy.deepcopy(teacher)
+    for _ in range(10):
+        sdft.ema_update(teacher, student, 0.8)
+    for t, s, t0 in zip(teacher.parameters(), student.parameters(), start.parameters()):
+        torch.testing.assert_close(t, s + 0.8**10 * (t0 - s), rtol=1e-4, atol=1e-5)
+    sdft.ema_update(start, student, 1.0)
+    frozen = random_gpt(2)
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), frozen.parameters()))
+    sdft.ema_update(start, student, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), student.parameters()))
+
+
+def test_ema_of_a_bf16_student_moves_an_fp32_teacher():
+    """An EMA kept in bf16 with decay 0.99 never moves: the change is rounded away. Ours is kept in fp32."""
+    student, teacher = torch.nn.Linear(8, 8).bfloat16(), torch.nn.Linear(8, 8)
+    teacher.load_state_dict(student.float().state_dict())
+    student = copy.deepcopy(student).bfloat16()
+    with torch.no_grad():
+        student.weight.mul_(1.125)
+    start = teacher.weight.clone()
+    for _ in range(100):
+        sdft.ema_update(teacher, student, 0.99)
+    torch.testing.assert_close(teacher.weight, student.weight.float() + 0.99**100 * (start - student.weight.float()), rtol=1e-4, atol=1e-6)
+
+
+def test_penalty_is_added_to_the_loss_and_the_gradient(batch):
+    weight = 0.5
+    plain, g0 = gradients(batch)
+    with_penalty, g1 = gradients(batch, penalty=lambda student: weight * student.head.weight.square().sum())
+    head = models()[0].head.weight
+    assert with_penalty["loss"] == pytest.approx(plain["loss"] + weight * head.square().sum().item(), rel=1e-4)
+    torch.testing.assert_close(g1["head.weight"] - g0["head.weight"], 2 * weight * head, rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_moves_nothing(batch):
+    student, teacher, optimizer = models()
+    before = copy.deepcopy((student.state_dict(), teacher.state_dict()))
+    with pytest.raises(FloatingPointError, match="no step was taken"):
+        sdft.sdft_step(student, teacher, optimizer, batch, sample, penalty=lambda s: s.head.weight.sum() * float("nan"))
+    for model, state in ((student, before[0]), (teacher, before[1])):
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_guard_puts_the_last_good_pair_back():
+    student, teacher = random_gpt(1), random_gpt(2)
+    guard = sdft.TeacherGuard(0.9, student, teacher)
+    with torch.no_grad():
+        student.head.weight.add_(1)
+    assert guard.check(0.95, student, teacher)
+    good = student.head.weight.clone()
+    with torch.no_grad():
+        student.head.weight.add_(1)
+        teacher.head.weight.add_(1)
+    assert not guard.check(0.5, student, teacher)
+    assert torch.equal(student.head.weight, good) and torch.equal(teacher.head.weight, random_gpt(2).head.weight) and guard.trips == 1
+
+
+def test_the_step_learns_from_a_better_informed_teacher(batch):
+    """A teacher that differs from the student is approached: the divergence on fixed answers falls by more than half."""
+    student, teacher = random_gpt(0), random_gpt(7).requires_grad_(False)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.01)
+    torch.manual_seed(0)
+    losses = [sdft.sdft_step(student, teacher, optimizer, batch, sample, ema_decay=1.0)["loss"] for _ in range(40)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
