@@ -2,7 +2,7 @@
 
     python train.py --method base                                   pretrain (or find) the base model and print its gates
     python train.py --method sdft --tasks 10 --out out/demo/sdft    teach ten tasks in a row
-    python train.py --method sdft --out out/demo/sdft --resume      go on where a killed run stopped
+    python train.py --out out/demo/sdft --resume                    go on where a killed run stopped
 
 Every field of `Config` is an option. Left out: more than one machine, and everything else that a trainer framework is for.
 """
@@ -277,6 +277,8 @@ def learn(config):
                     "frequency": frequency, "done": done, "task": task, "step": step, "recent": recent,
                     "python_rng": rng.getstate(), "torch_rng": torch.get_rng_state(), "log_bytes": log.bytes()})
 
+    if not saved:
+        checkpoint()
     while task < len(stream):
         if step == 0:
             previous.load_state_dict(student.state_dict())
@@ -430,14 +432,18 @@ CHOICES = {"method": ["base", "sft", "sdft"], "divergence": ["forward", "reverse
 
 def parse(argv=None) -> Config:
     """The command line as a Config; what is out of range or contradicts ends with one line and exit status 2."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
     for f in dataclasses.fields(Config):
-        name, help = "--" + f.name.replace("_", "-"), f"{f.metadata['help']} (default {f.default})".replace("%", "%%")
-        if f.type is bool:
-            parser.add_argument(name, action="store_true", help=f.metadata["help"])
-        else:
-            parser.add_argument(name, type=f.type, default=f.default, choices=CHOICES.get(f.name), help=help, metavar=f.type.__name__.upper() if f.name not in CHOICES else None)
-    config = Config(**vars(parser.parse_args(argv)))
+        kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": CHOICES[f.name]} if f.name in CHOICES else {"type": f.type, "metavar": f.type.__name__}
+        parser.add_argument("--" + f.name.replace("_", "-"), help=f"{f.metadata['help']} (default: {f.default})".replace("%", "%%"), **kind)
+    given = vars(parser.parse_args(argv))
+    config = Config(**given)
+    if config.resume:                                      # a run goes on with its own settings; the machine's may change
+        began = load_checkpoint(config.out)["settings"]
+        for name in given.keys() - {"resume", "out", "device", "threads", "save_every"}:
+            if given[name] != began[name]:
+                parser.error(f"--{name.replace('_', '-')} {given[name]}: the run in {config.out} began with {began[name]}; leave it out, or begin another run in another folder")
+        config = Config(**began | given)
     for name, (low, high) in RANGES.items():
         value = getattr(config, name)
         if not low <= value <= high:                       # NaN fails this too
@@ -470,7 +476,7 @@ def main(argv=None):
         else:
             learn(config)
     except KeyboardInterrupt:
-        fail(f"\ninterrupted; go on with: python train.py {' '.join(a for a in sys.argv[1:] if a != '--resume')} --resume")
+        fail(f"\ninterrupted; go on with: python train.py --out {config.out} --resume")
 
 
 if __name__ == "__main__":
