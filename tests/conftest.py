@@ -12,6 +12,10 @@ from data import VOCAB_SIZE, World, collate  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
 def random_gpt(seed=0, vocab=VOCAB_SIZE, **config):
     """A GPT whose every weight matters: the zero initialisation of heads and outputs would hide mistakes."""
     torch.manual_seed(seed)
