@@ -242,7 +242,7 @@ def show_teacher(path, n=3):
     for task in tasks:
         b = collate([task.train[0]])
         response, mask = student.generate(b.prompt, b.length, 16, END)
-        q, p = (sdft.response_logits(m, x, l, response)[0].softmax(-1) for m, x, l in ((student, b.prompt, b.length), (teacher, b.demo_prompt, b.demo_length)))
+        q, p = (sdft.score(m, x, l, response)[0].softmax(-1) for m, x, l in ((student, b.prompt, b.length), (teacher, b.demo_prompt, b.demo_length)))
         kl = sdft.distill_loss(q.log()[None], p.log()[None], mask)
         print(f"\nthe student sees   {TOKENIZER.decode(b.prompt[0].tolist())}\nthe teacher sees   {TOKENIZER.decode(b.demo_prompt[0].tolist())}")
         print(f"the student says   {decode(response[0].tolist())!r}     KL(teacher ‖ student) = {kl:.2f} nats a token\n")

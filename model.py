@@ -93,7 +93,12 @@ class GPT(nn.Module):
         if at is not None:
             x = x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
         x = self.norm(x)
-        return x if return_hidden else self.head(x)
+        return x if return_hidden else self.logits(x)
+
+    def logits(self, x):
+        """In the precision of the weights whatever the autocast: rounded to bf16, the logits of a student and a teacher that are close differ by little but noise."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(x.to(self.head.weight.dtype))
 
     def check_length(self, T):
         if T > self.config.context:
@@ -131,7 +136,7 @@ class GPT(nn.Module):
         alive = torch.ones(B, dtype=torch.bool, device=prompt.device)
         mask = torch.zeros(B, n_new, dtype=torch.bool, device=prompt.device)
         for i in range(n_new):
-            logits = self.head(self.norm(x)).float()
+            logits = self.logits(self.norm(x))
             token = logits.argmax(-1) if temperature == 0 else torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
             response[:, i] = torch.where(alive, token, end)
             mask[:, i] = alive

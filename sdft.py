@@ -28,14 +28,14 @@ except ImportError:                       # macOS, Windows: plain PyTorch takes 
 
 
 def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward", beta=0.5, alpha=0.0, ema_decay=0.98,
-              penalty=None, micro_batch=None, clip=1.0):
+              penalty=None, micro_batch=None, clip=1.0, linear=False):
     """One step of SDFT: sample, score twice, KL, step, EMA.
 
     student, teacher: modules with model(tokens (B, T), at=(B, R)) -> logits (B, R, V). batch: prompt, demo_prompt (B, P) int64
     padded on the right, length, demo_length (B,), response and response_mask (B, R). sample(student, prompt, length) -> response
     (B, R), mask (B, R), at temperature 1. penalty(student) -> scalar, added to the loss. micro_batch: rows scored at once; the
-    gradient is that of the whole batch. Returns {"loss", "grad_norm", "tokens"}; a loss or gradient that is not finite raises
-    FloatingPointError before any weight has moved.
+    gradient is that of the whole batch. linear: the KL in chunks from hidden states, for large vocabularies. Returns {"loss",
+    "grad_norm", "tokens"}; a loss or gradient that is not finite raises FloatingPointError before any weight has moved.
     """
     # 1. The student answers the bare prompts. Samples are data: no gradient flows through them.
     if alpha < 1:
@@ -44,15 +44,11 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
     for rows in torch.arange(len(batch.prompt), device=batch.prompt.device).split(micro_batch or len(batch.prompt)):
         loss = 0.0
         if alpha < 1:
-            # 2. Student and teacher score the same answer; the teacher has seen the demonstration.
-            student_logits = response_logits(student, batch.prompt[rows], batch.length[rows], response[rows])
-            with torch.no_grad():
-                teacher_logits = response_logits(teacher, batch.demo_prompt[rows], batch.demo_length[rows], response[rows])
-            # 3. The divergence of the two next-token distributions, per token of the whole batch.
-            loss = (1 - alpha) * distill_loss(student_logits, teacher_logits, mask[rows], divergence, beta, denominator=mask.sum())
+            # 2. and 3. Student and teacher score that answer; their divergence is the loss.
+            loss = (1 - alpha) * on_policy_loss(student, teacher, batch, rows, response, mask, divergence, beta, linear)
         if alpha > 0:
-            logits = response_logits(student, batch.prompt[rows], batch.length[rows], batch.response[rows])
-            loss = loss + alpha * sft_loss(logits, batch.response[rows], batch.response_mask[rows], denominator=batch.response_mask.sum())
+            logits = score(student, batch.prompt[rows], batch.length[rows], batch.response[rows])
+            loss = loss + alpha * sft_loss(logits, batch.response[rows], batch.response_mask[rows], batch.response_mask.sum())
         loss.backward()
         total += loss.item()
     if penalty is not None:
@@ -70,6 +66,18 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
     return {"loss": total, "grad_norm": grad_norm, "tokens": int((batch.response_mask if alpha == 1 else mask).sum())}
 
 
+def on_policy_loss(student, teacher, batch, rows, response, mask, divergence="forward", beta=0.5, linear=False):
+    """The student's answers, scored by both, compared token by token: the sum over some rows / the number of tokens of the batch."""
+    # 2. The same answer behind two prompts: the bare one, and the one with the demonstration.
+    x = score(student, batch.prompt[rows], batch.length[rows], response[rows], return_hidden=linear)
+    with torch.no_grad():
+        y = score(teacher, batch.demo_prompt[rows], batch.demo_length[rows], response[rows], return_hidden=linear)
+    # 3. The divergence of the two next-token distributions, exact over the vocabulary.
+    if linear:
+        return linear_distill_loss(x, student.head.weight, y, teacher.head.weight, mask[rows], divergence, beta, denominator=mask.sum())
+    return distill_loss(x, y, mask[rows], divergence, beta, denominator=mask.sum())
+
+
 @torch.no_grad()
 def ema_update(teacher, student, decay):
     """teacher <- decay * teacher + (1 - decay) * student. decay 1 is a frozen teacher, 0 a live one.
@@ -80,7 +88,7 @@ def ema_update(teacher, student, decay):
         phi.lerp_(theta.to(phi.dtype), 1 - decay)
 
 
-def response_logits(model, prompt, length, response):
+def score(model, prompt, length, response, **options):
     """Logits (B, R, V) that predict `response` (B, R) behind `prompt` (B, P) of true lengths (B,), in one forward pass.
 
     The position arithmetic of both roles, once: token t stands at length + t and is predicted at length + t - 1. A row with a prompt
@@ -91,7 +99,7 @@ def response_logits(model, prompt, length, response):
     R = response.shape[1]
     at = length[:, None] - 1 + torch.arange(R, device=prompt.device)
     tokens = F.pad(prompt, (0, R)).scatter(1, at + 1, response)
-    return model(tokens[:, :-1], at=at)                                 # the last token predicts nothing
+    return model(tokens[:, :-1], at=at, **options)                      # the last token predicts nothing
 
 
 def sft_loss(logits, response, mask, denominator=None):
@@ -332,7 +340,7 @@ def save_for_backward(ctx, inputs, output):
 
 
 def refuse_second_derivative(ctx, *_):
-    raise RuntimeError("divergence can be differentiated once only; use divergence_reference where second derivatives are needed")
+    raise RuntimeError("this loss can be differentiated once only; use divergence_reference where second derivatives are needed")
 
 
 divergence_op.register_autograd(lambda ctx, g, _: (divergence_grad_op(g, *ctx.saved_tensors, *ctx.options), *[None] * 5),
@@ -385,33 +393,44 @@ def matmul_fp32(a, b):
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
-class LinearDistillLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, student_hidden, student_head, teacher_hidden, teacher_head, weight, divergence, beta, chunk):
-        V, dtype = len(student_head), student_head.dtype
-        total, grad_hidden = weight.new_zeros(()), torch.zeros_like(student_hidden)
-        grad_head = torch.zeros_like(student_head, dtype=weight.dtype)                           # fp32: a sum over many chunks
-        with torch.autocast(weight.device.type, enabled=False):
-            for rows in weight.nonzero()[:, 0].split(chunk):
-                hidden = student_hidden[rows]                                                    # (chunk, D)
-                logits = matmul_fp32(hidden, student_head.T)                                     # (chunk, V)
-                target = matmul_fp32(teacher_hidden[rows], teacher_head.T)
-                loss, saved = divergence_op(logits, target, divergence, beta, 1.0, V)
-                total += (loss * weight[rows]).sum()
-                grad = divergence_grad_op(weight[rows], logits, target, saved, divergence, beta, 1.0, V).to(dtype)
-                del logits, target, saved                                                        # before the next chunk's are made
-                grad_hidden[rows] = matmul_fp32(grad, student_head).to(dtype)
-                grad_head += matmul_fp32(grad.T, hidden)
-        ctx.save_for_backward(grad_hidden, grad_head.to(dtype))
-        return total
+@torch.library.custom_op("sdft::linear_divergence", mutates_args=())
+def linear_divergence_op(student_hidden: torch.Tensor, student_head: torch.Tensor, teacher_hidden: torch.Tensor, teacher_head: torch.Tensor,
+                         weight: torch.Tensor, divergence: str, beta: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The weighted sum of the divergences of N tokens, and its gradients in the student's hidden states (N, D) and head (V, D)."""
+    V, dtype = len(student_head), student_head.dtype
+    total, grad_hidden = weight.new_zeros(()), torch.zeros_like(student_hidden)
+    grad_head = torch.zeros_like(student_head, dtype=weight.dtype)                               # fp32: a sum over many chunks
+    with torch.autocast(weight.device.type, enabled=False):
+        for rows in weight.nonzero()[:, 0].split(chunk):
+            hidden = student_hidden[rows]                                                        # (chunk, D)
+            logits = matmul_fp32(hidden, student_head.T)                                         # (chunk, V)
+            target = matmul_fp32(teacher_hidden[rows], teacher_head.T)
+            loss, saved = divergence_op(logits, target, divergence, beta, 1.0, V)
+            total += (loss * weight[rows]).sum()
+            grad = divergence_grad_op(weight[rows], logits, target, saved, divergence, beta, 1.0, V).to(dtype)
+            del logits, target, saved                                                            # before the next chunk's are made
+            grad_hidden[rows] = matmul_fp32(grad, student_head).to(dtype)
+            grad_head += matmul_fp32(grad.T, hidden)
+    return total, grad_hidden, grad_head.to(dtype)
 
-    @staticmethod
-    def backward(ctx, g):
-        if torch.is_grad_enabled():                                                              # create_graph=True
-            raise RuntimeError("linear_distill_loss can be differentiated once only: its gradients are made in the forward pass; "
-                               "use divergence_reference where second derivatives are needed")
-        grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * g, grad_head * g, None, None, None, None, None, None
+
+@linear_divergence_op.register_fake
+def _(student_hidden, student_head, teacher_hidden, teacher_head, weight, divergence, beta, chunk):
+    return weight.new_empty(()), torch.empty_like(student_hidden), torch.empty_like(student_head)
+
+
+def save_gradients(ctx, inputs, output):
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def scale_gradients(ctx, g, *_):
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():                            # create_graph=True
+        refuse_second_derivative(ctx)
+    return (*(x * g for x in ctx.saved_tensors), *[None] * 6)
+
+
+linear_divergence_op.register_autograd(scale_gradients, setup_context=save_gradients)
 
 
 def linear_distill_loss(student_hidden, student_head, teacher_hidden, teacher_head, mask, divergence="forward", beta=0.5, chunk=256,
@@ -425,6 +444,6 @@ def linear_distill_loss(student_hidden, student_head, teacher_hidden, teacher_he
     mask = mask.flatten().bool()
     weight = mask / (mask.sum().clamp(min=1) if denominator is None else denominator)
     dtype = student_hidden.dtype
-    return LinearDistillLoss.apply(student_hidden.flatten(0, -2), student_head.to(dtype), teacher_hidden.detach().flatten(0, -2),
-                                   teacher_head.detach().to(teacher_hidden.dtype), weight.to(torch.promote_types(dtype, torch.float32)),
-                                   divergence, float(beta), chunk)
+    return linear_divergence_op(student_hidden.flatten(0, -2), student_head.to(dtype), teacher_hidden.detach().flatten(0, -2),
+                                teacher_head.detach().to(teacher_hidden.dtype), weight.to(torch.promote_types(dtype, torch.float32)),
+                                divergence, float(beta), chunk)[0]

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.fx.experimental._config
 import torch.nn.functional as F
 
 import sdft
@@ -30,6 +31,7 @@ from model import GPT, GPTConfig
 
 MAX_NEW = 16                      # tokens of a sampled answer
 DREAMS = 1024                     # prompts that self-replay dreams before each task
+LINEAR_FROM = 8192                # size of vocabulary from which the loss is made in chunks, from hidden states
 F0 = 1e-3                         # share of the pretraining tokens at which a word's row moves at half the rate
 
 
@@ -46,7 +48,7 @@ class Config:
     out: str = option("out/run", "folder of the run: checkpoint, log, result")
     resume: bool = option(False, "go on from the checkpoint in the folder")
     # one task
-    lr: float = option(0.003, "learning rate of all weights but the embedding (SGD)")
+    lr: float = option(0.001, "learning rate of all weights but the embedding (SGD)")
     embed_lr: float = option(30.0, "learning rate of the embedding; a row moves at embed_lr / (1 + f / F0), f the word's share of the pretraining tokens")
     steps: int = option(150, "most steps a task")
     batch_size: int = option(64, "demonstrations a step")
@@ -66,7 +68,11 @@ class Config:
     pretrain_steps: int = option(1800, "steps of pretraining")
     pretrain_docs: int = option(128, "documents a step of pretraining")
     dropout: float = option(0.1, "dropout in pretraining; none afterwards")
+    vocab_size: int = option(VOCAB_SIZE, "rows of embedding and head; more than the tokenizer needs is padding, to train in the shapes of a larger vocabulary")
     # the machine
+    preset: str = option("", "gpu: a model of 30 million parameters, 50,304 words, bf16, compiled; other options override it")
+    bf16: bool = option(False, "matrix products in bfloat16 (autocast); weights, logits and losses stay fp32")
+    compile: bool = option(False, "torch.compile the models and the loss; slow to start, and no gain on a CPU")
     device: str = option("auto", "auto, cpu, cuda, ...")
     threads: int = option(0, "CPU threads; 0 leaves torch's choice")
     save_every: int = option(50, "steps between checkpoints")
@@ -115,16 +121,19 @@ def pretrain(model, world, config, log):
     peak = [o.param_groups[0]["lr"] for o in optimizers]
     rng = random.Random(f"pretraining {config.seed}")
     torch.manual_seed(config.seed)
-    n, count = config.pretrain_steps, torch.zeros(VOCAB_SIZE)
+    n, count = config.pretrain_steps, torch.zeros(config.vocab_size)
+    forward = torch.compile(model, dynamic=True) if config.compile else model
     model.train()
     for step in range(n):
         documents = [world.document(rng) for _ in range(config.pretrain_docs)]
-        count += torch.bincount(torch.tensor([i for ids, _ in documents for i in ids]), minlength=VOCAB_SIZE)
+        count += torch.bincount(torch.tensor([i for ids, _ in documents for i in ids]), minlength=config.vocab_size)
         tokens, targets, weights, mask = (t.to(config.device) for t in pack(documents))
         scale = min(1, (step + 1) / 50) * min(1, (1 - step / n) / 0.6 + 0.02)              # warm up, hold, and go down over the last 60 %
         for optimizer, lr in zip(optimizers, peak):
             optimizer.param_groups[0]["lr"] = lr * scale
-        nll = F.cross_entropy(model(tokens, mask=mask).flatten(0, 1), targets.flatten(), reduction="none")
+        with autocast(config):
+            logits = forward(tokens, mask=mask)
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         loss = (nll * weights.flatten()).sum() / weights.sum()
         loss.backward()
         for optimizer in optimizers:
@@ -136,14 +145,18 @@ def pretrain(model, world, config, log):
     return count / count.sum()
 
 
+def autocast(config):
+    return torch.autocast(config.device, torch.bfloat16, enabled=config.bf16)
+
+
 def base_model(config, world, log):
     """The base model of a seed and a set of settings: pretrained once, then found again under out/ by a hash of all that made it.
 
     Returns the model, each token's share of its pretraining (V,), and its gates.
     """
     torch.manual_seed(config.seed)
-    model = GPT(GPTConfig(VOCAB_SIZE, config.n_layer, config.n_head, config.n_embd, dropout=config.dropout)).to(config.device)
-    settings = {f: getattr(config, f) for f in ("seed", "n_layer", "n_head", "n_embd", "pretrain_steps", "pretrain_docs", "dropout")}
+    model = GPT(GPTConfig(config.vocab_size, config.n_layer, config.n_head, config.n_embd, dropout=config.dropout)).to(config.device)
+    settings = {f: getattr(config, f) for f in ("seed", "n_layer", "n_head", "n_embd", "vocab_size", "pretrain_steps", "pretrain_docs", "dropout")}
     here = os.path.dirname(os.path.abspath(__file__))
     source = b"".join(open(os.path.join(here, f), "rb").read() for f in ("data.py", "model.py"))
     digest = hashlib.sha256(json.dumps(settings).encode() + source).hexdigest()[:12]
@@ -237,8 +250,8 @@ def replay(student, previous, dreams, n):
     i = torch.randint(len(dreams[0]), (n,)).to(dreams[0].device)
     prompt, length, response, mask = (t[i] for t in dreams)
     with torch.no_grad():
-        target = sdft.response_logits(previous, prompt, length, response)
-    return sdft.distill_loss(sdft.response_logits(student, prompt, length, response), target, mask)
+        target = sdft.score(previous, prompt, length, response)
+    return sdft.distill_loss(sdft.score(student, prompt, length, response), target, mask)
 
 
 def learn(config):
@@ -251,6 +264,9 @@ def learn(config):
     student, frequency, gate = base_model(config, world, log)
     probe = Probe(world, stream, student)
     teacher = copy.deepcopy(student).requires_grad_(False)
+    if config.compile:                                     # dynamic: other lengths must not compile it again, nor lengths that happen to be equal
+        torch.fx.experimental._config.use_duck_shape = False
+        sdft.on_policy_loss = torch.compile(sdft.on_policy_loss, fullgraph=True, dynamic=True)
     optimizer = make_optimizer(student, config, frequency)
     guard = sdft.TeacherGuard(config.guard, student, teacher)
     previous, dreams = copy.deepcopy(teacher), ()
@@ -287,11 +303,12 @@ def learn(config):
         batch = collate(examples).to(config.device)
         # ---- the method
         try:
-            figures = sdft.sdft_step(
-                student, teacher, optimizer, batch, sample, divergence=config.divergence, beta=config.beta,
-                alpha=1.0 if config.method == "sft" else config.alpha, ema_decay={"ema": config.ema_decay, "live": 0.0, "frozen": 1.0}[config.teacher],
-                penalty=(lambda s: replay(s, previous, dreams, config.batch_size)) if config.self_replay else None,
-                micro_batch=config.micro_batch or None)
+            with autocast(config):
+                figures = sdft.sdft_step(
+                    student, teacher, optimizer, batch, sample, divergence=config.divergence, beta=config.beta,
+                    alpha=1.0 if config.method == "sft" else config.alpha, ema_decay={"ema": config.ema_decay, "live": 0.0, "frozen": 1.0}[config.teacher],
+                    penalty=(lambda s: replay(s, previous, dreams, config.batch_size)) if config.self_replay else None,
+                    micro_batch=config.micro_batch or None, linear=config.vocab_size >= LINEAR_FROM)
         except FloatingPointError as e:
             fail(f"task {task + 1} step {step}: {e}. The last good checkpoint is {path}; lower --lr or --embed-lr and begin again")
         # ---- what follows is watching, logging, saving
@@ -350,7 +367,7 @@ def drift(base, model, examples) -> float:
     b = collate(examples).to(base.head.weight.device)
     response, mask = base.generate(b.prompt, b.length, MAX_NEW, END, temperature=0)
     with torch.no_grad():
-        p, q = (sdft.response_logits(m, b.prompt, b.length, response) for m in (base, model))
+        p, q = (sdft.score(m, b.prompt, b.length, response) for m in (base, model))
     return sdft.distill_loss(q, p, mask).item()
 
 
@@ -427,7 +444,7 @@ def provenance() -> dict:
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line.
 
-CHOICES = {"method": ["base", "sft", "sdft"], "divergence": ["forward", "reverse", "jsd"], "teacher": ["ema", "live", "frozen"]}
+CHOICES = {"method": ["base", "sft", "sdft"], "divergence": ["forward", "reverse", "jsd"], "teacher": ["ema", "live", "frozen"], "preset": ["gpu"]}
 
 
 def parse(argv=None) -> Config:
@@ -437,7 +454,7 @@ def parse(argv=None) -> Config:
         kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": CHOICES[f.name]} if f.name in CHOICES else {"type": f.type, "metavar": f.type.__name__}
         parser.add_argument("--" + f.name.replace("_", "-"), help=f"{f.metadata['help']} (default: {f.default})".replace("%", "%%"), **kind)
     given = vars(parser.parse_args(argv))
-    config = Config(**given)
+    config = Config(**PRESETS[given.get("preset", "")] | given)
     if config.resume:                                      # a run goes on with its own settings; the machine's may change
         began = load_checkpoint(config.out)["settings"]
         for name in given.keys() - {"resume", "out", "device", "threads", "save_every"}:
@@ -457,11 +474,12 @@ def parse(argv=None) -> Config:
     return config
 
 
+PRESETS = {"": {}, "gpu": {"n_layer": 6, "n_head": 8, "n_embd": 256, "vocab_size": 50_304, "bf16": True, "compile": True, "batch_size": 256}}
 MANY = 10**9
 RANGES = {
     "tasks": (1, 30), "seed": (0, MANY), "lr": (0, 1e3), "embed_lr": (0, 1e6), "steps": (1, MANY), "batch_size": (1, MANY), "micro_batch": (0, MANY),
     "demonstrations": (2, MANY), "beta": (1e-6, 1 - 1e-6), "alpha": (0, 1), "ema_decay": (0, 1), "converged": (0, 1e3), "guard": (0, 1),
-    "n_layer": (1, 1000), "n_head": (1, 1000), "n_embd": (2, 100_000), "pretrain_steps": (1, MANY), "pretrain_docs": (1, MANY), "dropout": (0, 0.9),
+    "n_layer": (1, 1000), "n_head": (1, 1000), "n_embd": (2, 100_000), "pretrain_steps": (1, MANY), "pretrain_docs": (1, MANY), "dropout": (0, 0.9), "vocab_size": (VOCAB_SIZE, MANY),
     "threads": (0, 1024), "save_every": (1, MANY), "watch_every": (1, MANY),
 }
 

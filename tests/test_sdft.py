@@ -6,11 +6,13 @@ import os
 
 import pytest
 import torch
+import torch._dynamo
+import torch.fx.experimental._config
 import torch.nn.functional as F
 
 import sdft
 from conftest import ROOT, random_gpt
-from data import END
+from data import END, collate
 
 
 def sample(model, prompt, length):
@@ -89,7 +91,7 @@ def test_both_roles_score_the_same_tokens_behind_their_own_prompts(batch):
     gpt = random_gpt()
     response, mask = sample(gpt, batch.prompt, batch.length)
     for prompt, length in ((batch.prompt, batch.length), (batch.demo_prompt, batch.demo_length)):
-        logits = sdft.response_logits(gpt, prompt, length, response)
+        logits = sdft.score(gpt, prompt, length, response)
         for row, n in enumerate(length):
             alone = gpt(torch.cat([prompt[row, :n], response[row]])[None])[0, n - 1 : -1]
             torch.testing.assert_close(logits[row], alone, rtol=1e-4, atol=1e-4)
@@ -102,7 +104,7 @@ def test_padding_changes_nothing(batch):
         prompt, demo_prompt, r = batch.prompt.clone(), batch.demo_prompt.clone(), torch.where(mask, response, filler)
         for row in range(len(prompt)):
             prompt[row, batch.length[row] :], demo_prompt[row, batch.demo_length[row] :] = filler, filler
-        return sdft.distill_loss(sdft.response_logits(student, prompt, batch.length, r), sdft.response_logits(teacher, demo_prompt, batch.demo_length, r), mask)
+        return sdft.distill_loss(sdft.score(student, prompt, batch.length, r), sdft.score(teacher, demo_prompt, batch.demo_length, r), mask)
     assert torch.equal(kl(END), kl(5))
 
 
@@ -226,3 +228,33 @@ def test_the_step_learns_from_a_better_informed_teacher(batch):
     torch.manual_seed(0)
     losses = [sdft.sdft_step(student, teacher, optimizer, batch, sample, ema_decay=1.0)["loss"] for _ in range(40)]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("divergence, linear", [("forward", False), ("jsd", True)])
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_student_step_compiles_whole_and_only_once_for_all_lengths(world, divergence, linear):
+    """fullgraph: no graph break. dynamic: no second compilation when answers and prompts have other lengths."""
+    torch.fx.experimental._config.use_duck_shape = False
+    torch._dynamo.reset()
+    student, teacher, _ = models()
+    compiled = torch.compile(sdft.on_policy_loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for i, task in enumerate(world.stream(5, 16, 8)):
+        batch = collate(task.train[: 8 + i])
+        response, mask = sample(student, batch.prompt, batch.length)
+        rows = torch.arange(len(response))
+        losses, grads = [], []
+        for loss in (sdft.on_policy_loss, compiled):
+            student.zero_grad()
+            losses.append(loss(student, teacher, batch, rows, response, mask, divergence, 0.5, linear))
+            losses[-1].backward()
+            grads.append([p.grad.clone() for p in student.parameters()])
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-7)
+        for a, b in zip(*grads):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_linear_step_has_the_gradient_of_the_whole_one(batch):
+    whole, linear = gradients(batch), gradients(batch, linear=True)
+    assert linear[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)
+    for name, g in whole[1].items():
+        torch.testing.assert_close(linear[1][name], g, rtol=1e-3, atol=1e-5)

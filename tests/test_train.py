@@ -173,7 +173,7 @@ def test_the_guard_acts(here):
     result = run("--out", "a", "--guard", "0.9")
     assert result["guard_trips"] == 4
     state = torch.load("a/checkpoint.pt", weights_only=True)
-    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.003 / 2**4)
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(train.Config.lr / 2**4)
 
 
 @pytest.mark.parametrize("options, message", [
