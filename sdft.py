@@ -33,14 +33,14 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
 
     student, teacher: modules with model(tokens (B, T), at=(B, R)) -> logits (B, R, V). batch: prompt, demo_prompt (B, P) int64
     padded on the right, length, demo_length (B,), response and response_mask (B, R). sample(student, prompt, length) -> response
-    (B, R), mask (B, R), at temperature 1. penalty(student) -> scalar, added to the loss. micro_batch: rows scored at once; the
+    (B, R), mask (B, R), at temperature 1. penalty(student) -> scalar, trained on as well. micro_batch: rows scored at once; the
     gradient is that of the whole batch. linear: the KL in chunks from hidden states, for large vocabularies. Returns {"loss",
-    "grad_norm", "tokens"}; a loss or gradient that is not finite raises FloatingPointError before any weight has moved.
+    "penalty", "grad_norm", "tokens"}; a loss or gradient that is not finite raises FloatingPointError before any weight has moved.
     """
     # 1. The student answers the bare prompts. Samples are data: no gradient flows through them.
     if alpha < 1:
         response, mask = sample(student, batch.prompt, batch.length)
-    total = 0.0
+    total, extra = 0.0, 0.0
     for rows in torch.arange(len(batch.prompt), device=batch.prompt.device).split(micro_batch or len(batch.prompt)):
         loss = 0.0
         if alpha < 1:
@@ -52,18 +52,18 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
         loss.backward()
         total += loss.item()
     if penalty is not None:
-        extra = penalty(student)
-        extra.backward()
-        total += extra.item()
+        cost = penalty(student)
+        cost.backward()
+        extra = cost.item()
     # 4. One step of the optimiser.
     grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), clip).item()
-    if not (math.isfinite(total) and math.isfinite(grad_norm)):
-        raise FloatingPointError(f"loss {total}, gradient norm {grad_norm}: no step was taken")
+    if not (math.isfinite(total + extra) and math.isfinite(grad_norm)):
+        raise FloatingPointError(f"loss {total}, penalty {extra}, gradient norm {grad_norm}: no step was taken")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     # 5. The teacher's weights follow.
     ema_update(teacher, student, ema_decay)
-    return {"loss": total, "grad_norm": grad_norm, "tokens": int((batch.response_mask if alpha == 1 else mask).sum())}
+    return {"loss": total, "penalty": extra, "grad_norm": grad_norm, "tokens": int((batch.response_mask if alpha == 1 else mask).sum())}
 
 
 def on_policy_loss(student, teacher, batch, rows, response, mask, divergence="forward", beta=0.5, linear=False):
