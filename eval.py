@@ -47,6 +47,11 @@ def well_formed(example, answer) -> bool:
     return in_own_voice(answer) and len(content(answer)) == len(example.answer)
 
 
+# What a base model must be able to do before it can teach itself anything: at least this share (without a demonstration: at most).
+GATES = {"base": 0.97, "new_without_demonstration": 0.20, "new_with_demonstration": 0.95, "contradicting_demonstration": 0.90,
+         "text_with_demonstration": 0.95, "well_formed": 0.98}
+
+
 def continual_metrics(R) -> dict:
     """The metrics of a [T+1, T] accuracy matrix; NaN marks what was not evaluated.
 
@@ -253,13 +258,13 @@ def show_teacher(path, n=3):
 
 
 def write_readme(readme="README.md", results="results"):
-    """Replaces what stands between <!-- NAME --> and <!-- end --> by the table of results/NAME.json."""
+    """Replaces what stands between <!-- NAME --> and <!-- end --> by the text that BLOCKS makes of a JSON under results/."""
     with open(readme) as f:
         text = f.read()
 
     def fill(match):
-        figures = read_json(os.path.join(results, match[1] + ".json"))
-        return f"<!-- {match[1]} -->\n{TABLES[match[1]](figures)}\n<!-- end -->"
+        source, text = BLOCKS[match[1]]
+        return f"<!-- {match[1]} -->\n{text(read_json(os.path.join(results, source + '.json')))}\n<!-- end -->"
 
     new = re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
     with open(readme + ".part", "w") as f:
@@ -267,7 +272,55 @@ def write_readme(readme="README.md", results="results"):
     os.replace(readme + ".part", readme)
 
 
-TABLES = {"demo": lambda figures: table(figures["methods"])}
+def percent(figure):
+    return f"{100 * figure['mean']:.0f} ± {100 * figure['ci95']:.0f} %"
+
+
+def demo_text(figures):
+    sft, ours = figures["methods"]["sft"], figures["methods"]["sdft"]
+    return (
+        f"After ten tasks SFT has kept {percent(sft['base_retention'])} of what the model could do before, SDFT {percent(ours['base_retention'])}; "
+        f"SFT has forgotten {percent(sft['forgetting'])} of the tasks it was taught, SDFT {percent(ours['forgetting'])}. "
+        f"(Mean over {len(figures['seeds'])} seeds of base model, world and stream, ± half of the 95 % t-interval; in the table too, in percent.)\n\n"
+        + table(figures["methods"]))
+
+
+def gates_text(figures):
+    lines = ["| gate | bound | lowest or highest seed |", "|---|---|---|"]
+    for name, g in figures["gates"].items():
+        most = name == "new_without_demonstration"
+        lines.append(f"| {name.replace('_', ' ')} | {'at most' if most else 'at least'} {GATES[name]:.0%} | {(max if most else min)(g['seeds']):.1%} |")
+    return "\n".join(lines)
+
+
+def step_text(figures):
+    ms = figures["milliseconds"]
+    text = "| part of a step | ms |\n|---|---:|\n" + "\n".join(f"| {'**whole step**' if k == 'step' else k} | {v} |" for k, v in ms.items())
+    if "trl" in figures:
+        low, high = min(figures["times_faster_than_trl"]), max(figures["times_faster_than_trl"])
+        text += f"\n| the same work by TRL {figures['trl']['version']} | {figures['trl']['step']} |\n\nTRL takes {low:.1f} to {high:.1f} times as long, timed alternately in one run on a {figures['machine']}."
+    return text
+
+
+def kernel_text(figures):
+    lines = ["| linear loss, 2,048 tokens x 50,257 words, width 128 | seconds | extra memory, MB |", "|---|---:|---:|"]
+    lines += [f"| {'whole logits, eager' if r['chunk'] == 0 else 'chunk ' + str(r['chunk'])} | {r['seconds']:.1f} | {r['extra_mb']:,.0f} |" for r in figures["linear"]]
+    lines += ["", "| operator, 600 tokens x 960 words | mean divergence, nats | eager, ms | operator, ms |", "|---|---:|---:|---:|"]
+    lines += [f"| {r['divergence']} | {r['mean_divergence']:.1g} | {r['eager_ms']:.1f} | {r['operator_ms']:.1f} |" for r in figures["operator"]]
+    return "\n".join(lines)
+
+
+SHORT = ["learning_accuracy", "average_accuracy", "forgetting", "base_retention", "voice_retention", "teacher_retention"]
+# <!-- name of a block in the README --> : (its JSON under results/, its text)
+BLOCKS = {
+    "demo": ("demo", demo_text),
+    "gates": ("demo", gates_text),
+    "tune": ("tune", lambda figures: table(figures["methods"], SHORT)),
+    "twenty": ("twenty", lambda figures: table(figures["methods"], ["learning_accuracy", "average_accuracy", "retention", "base_retention", "voice_retention", "teacher_retention"])),
+    "ablations": ("ablations", lambda figures: table(figures["methods"], SHORT)),
+    "step": ("step_cpu", step_text),
+    "kernel": ("kernel_cpu", kernel_text),
+}
 
 
 def main():

@@ -2,6 +2,8 @@
 
     python evidence.py tune         learning rates of every method, on a stream that is reported nowhere else
     python evidence.py demo         the headline: three methods, ten tasks, six seeds
+    python evidence.py ablations    ten tasks, three seeds: one thing changed at a time
+    python evidence.py twenty       twenty tasks, three seeds
 
 A run is a folder out/evidence/<experiment>/<seed>/<name>; one that was stopped goes on where it was. Each experiment ends in
 results/<experiment>.json.
@@ -13,12 +15,25 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from eval import collect, read_runs, summary, write_json
+from eval import collect, draw, read_runs, summary, write_json
 
 SEEDS = [0, 1, 2, 3, 4, 5]
 TUNING_SEED = 100
 METHODS = {"sft": "--method sft", "sdft": "--method sdft", "sdft+self-replay": "--method sdft --self-replay"}
 RATES = [(0.001, 30), (0.003, 10), (0.003, 30), (0.003, 100), (0.01, 30), (0.03, 10)]      # (lr, embed_lr): the same trials for each method
+
+ABLATIONS = {
+    "sft, all rows alike": "--method sft --f0 inf",
+    "sdft, all rows alike": "--method sdft --f0 inf",
+    "sft, own voice": "--method sft --voice own",
+    "sdft, own voice": "--method sdft --voice own",
+    "sdft, live teacher": "--method sdft --teacher live",
+    "sdft, frozen teacher": "--method sdft --teacher frozen",
+    "sdft, no guard, all rows alike": "--method sdft --f0 inf --guard 0",
+    "sdft, reverse KL": "--method sdft --divergence reverse",
+    "sdft, jsd": "--method sdft --divergence jsd",
+    "sdft, alpha 0.5": "--method sdft --alpha 0.5",
+}
 
 
 def runs(experiment) -> dict:
@@ -27,6 +42,10 @@ def runs(experiment) -> dict:
         return {(TUNING_SEED, f"{m} lr {lr:g} embed {e:g}"): f"{options} --lr {lr} --embed-lr {e} --tasks 5" for m, options in METHODS.items() for lr, e in RATES}
     if experiment == "demo":
         return {(seed, m): options for seed in SEEDS for m, options in METHODS.items()}
+    if experiment == "twenty":
+        return {(seed, m): f"{options} --tasks 20" for seed in SEEDS[:3] for m, options in METHODS.items()}
+    if experiment == "ablations":
+        return {(seed, name): options for seed in SEEDS[:3] for name, options in ABLATIONS.items()}
 
 
 def run(folder, seed, options, threads):
@@ -42,7 +61,7 @@ def run(folder, seed, options, threads):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=["tune", "demo"])
+    parser.add_argument("experiment", choices=["tune", "demo", "twenty", "ablations"])
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (default: 2)")
     args = parser.parse_args()
     root = os.path.join("out", "evidence", args.experiment)
@@ -61,6 +80,8 @@ def main():
     folders = [os.path.join(root, str(seed)) for seed in sorted({seed for seed, _ in todo})]
     figures = collect(folders) if len(folders) > 1 else summary(read_runs(folders[0]))
     write_json(os.path.join("results", args.experiment + ".json"), figures)
+    if args.experiment == "demo":
+        draw(read_runs(folders[0]), os.path.join("results", "forgetting.png"))
 
 
 if __name__ == "__main__":

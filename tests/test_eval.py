@@ -83,9 +83,9 @@ def test_collect_gives_intervals_over_seeds(tmp_path):
 
 def test_readme_tables_come_from_results(tmp_path):
     row = {c: {"mean": 0.5, "ci95": 0.01} for c in evaluate.COLUMNS}
-    evaluate.write_json(str(tmp_path / "demo.json"), {"methods": {"sdft": row}})
+    evaluate.write_json(str(tmp_path / "ablations.json"), {"methods": {"sdft": row}})
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- demo -->\nold\n<!-- end -->\nafter\n")
+    readme.write_text("before\n<!-- ablations -->\nold\n<!-- end -->\nafter\n")
     evaluate.write_readme(str(readme), str(tmp_path))
     text = readme.read_text()
     assert "| sdft | 50 ± 1 |" in text and "old" not in text and text.startswith("before") and text.endswith("after\n")

@@ -58,7 +58,7 @@ def test_muon_agrees_with_torch():
 def test_a_frequent_word_moves_less():
     gpt = random_gpt()
     frequency = torch.zeros(VOCAB_SIZE)
-    frequency[1], frequency[2] = train.F0, 9 * train.F0
+    frequency[1], frequency[2] = train.Config.f0, 9 * train.Config.f0
     optimizer = train.make_optimizer(gpt, train.Config(lr=0.5, embed_lr=2.0), frequency)
     before = gpt.embed.weight.detach().clone()
     gpt.embed.weight.sum().backward()
