@@ -1,8 +1,7 @@
 # make demo      pretrain a small GPT, teach it ten tasks by three methods, print a table, draw what was forgotten
 # make test      all tests
-# make results   the demo on several seeds, with intervals: results/demo.json and the README's table
+# make results   every run behind the README's figures (hours), and the figures again
 SEED ?= 0
-SEEDS ?= 0 1 2 3 4 5
 OUT ?= out/demo
 ARGS ?=
 PYTHON ?= python3
@@ -30,8 +29,7 @@ $(OUT)/sdft+self-replay:
 	$(PY) train.py --method sdft --self-replay --seed $(SEED) --threads 1 --out $@ $(ARGS)
 
 results: .venv/ready
-	for s in $(SEEDS); do $(MAKE) --no-print-directory demo SEED=$$s OUT=out/demo-$$s || exit 1; done
-	$(PY) eval.py --collect $(foreach s,$(SEEDS),out/demo-$(s)) --to results/demo.json
+	for e in tune demo ablations twenty; do $(PY) evidence.py $$e || exit 1; done
 	$(PY) eval.py --readme
 
 test: .venv/ready

@@ -378,3 +378,12 @@ def pack(documents: list[tuple[list[int], int]], width: int = 128):
             t += n
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     return tokens, targets, weights, (causal & (doc[:, :, None] == doc[:, None, :]))[:, None]
+
+
+if __name__ == "__main__":
+    world = World(0)
+    for i, task in enumerate(world.stream(10, 1, 1), 1):
+        names = ", ".join(dict.fromkeys(k if isinstance(k, str) else k[0] for k in task.items))
+        print(f"task {i:2d} {task.family:12s} {names}\n   {TOKENIZER.decode(prompt_ids(task.train[0].prompt, (task.train[0].prompt, task.train[0].demo)))} {task.train[0].own}")
+    rng = random.Random(0)
+    print("pretraining documents:", *(TOKENIZER.decode(world.document(rng)[0]) for _ in range(8)), sep="\n   ")

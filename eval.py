@@ -139,7 +139,7 @@ def collect(folders) -> dict:
 
     run = next(iter(first.values()))
     return {
-        "command": "make results", "commit": run["commit"], "versions": run["versions"], "machine": run["machine"], "seeds": list(per_seed),
+        "command": "python " + " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]), "commit": run["commit"], "versions": run["versions"], "machine": run["machine"], "seeds": list(per_seed),
         "gates": {g: spread([next(iter(runs.values()))["gates"][g] for runs in per_seed.values()]) for g in run["gates"]},
         "methods": {m: {k: spread([runs[m][k] for runs in per_seed.values()]) for k in [*METRICS, *KEPT, "seconds"]} for m in first},
         "settings": {m: first[m]["settings"] for m in first},
@@ -239,6 +239,10 @@ def ask(path, prompt) -> str:
     return decode(response[0].tolist())
 
 
+def word(token) -> str:
+    return TOKENIZER.decode([token]) if token < TOKENIZER.n_vocab else "(padding)"
+
+
 def show_teacher(path, n=3):
     """The method in a terminal: both prompts, the student's sample, and what student and teacher thought of each of its tokens."""
     student, settings = load_model(path)
@@ -253,8 +257,8 @@ def show_teacher(path, n=3):
         print(f"the student says   {decode(response[0].tolist())!r}     KL(teacher ‖ student) = {kl:.2f} nats a token\n")
         print(f"   {'token':12s} {'student':>8s} {'teacher':>8s}   what the teacher would rather say")
         for t in range(int(mask.sum())):
-            token, best = response[0, t], p[t].argmax()
-            print(f"   {TOKENIZER.decode([token]):12s} {q[t, token]:8.3f} {p[t, token]:8.3f}   {TOKENIZER.decode([best]):12s} {p[t, best]:.3f}")
+            token, best = int(response[0, t]), int(p[t].argmax())
+            print(f"   {word(token):12s} {q[t, token]:8.3f} {p[t, token]:8.3f}   {word(best):12s} {p[t, best]:.3f}")
 
 
 def write_readme(readme="README.md", results="results"):

@@ -55,8 +55,8 @@ class Block(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:                     # write the new keys and values, then look at all that have been written
             rows = torch.arange(B, device=x.device)[:, None]
-            cache[0][rows, :, slots] = k.transpose(1, 2)
-            cache[1][rows, :, slots] = v.transpose(1, 2)
+            cache[0][rows, :, slots] = k.transpose(1, 2).to(cache[0].dtype)
+            cache[1][rows, :, slots] = v.transpose(1, 2).to(cache[1].dtype)
             k, v = cache[0], cache[1]             # (B, H, S, K)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         x = x + F.dropout(self.attn_out(y.transpose(1, 2).reshape(B, T, D)), self.dropout, self.training)

@@ -1,0 +1,86 @@
+"""Every command of the README, in its smallest form, in a copy of the project; and the experiments' command lines."""
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import evidence
+import train
+from conftest import ROOT
+
+TINY = ("--pretrain-steps 2 --pretrain-docs 8 --n-layer 1 --n-head 2 --n-embd 16 --tasks 2 --steps 2 --batch-size 4 --demonstrations 8 --vocab-size 8200 "
+        "--watch-every 1 --device cpu")                                    # 8200 words: the chunked loss runs as well
+
+
+def readme_commands():
+    with open(os.path.join(ROOT, "README.md")) as f:
+        blocks = re.findall(r"```\n(.*?)```", f.read(), flags=re.S)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(r"make |\.venv/bin/python ", line)]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the project in which `make demo` has been run, smallest form."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in os.listdir(ROOT):
+        if name.endswith((".py", ".md")) or name in ("Makefile", "results", "tests"):
+            (shutil.copytree if os.path.isdir(os.path.join(ROOT, name)) else shutil.copy)(os.path.join(ROOT, name), folder / name)
+    done = shell(folder, f"make -o .venv/ready demo PY={sys.executable} ARGS='{TINY}'")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def shell(folder, command):
+    env = {k: v for k, v in os.environ.items() if k != "MAKEFLAGS"} | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True)
+
+
+def test_demo_prints_gates_progress_and_table_and_writes_summary_and_picture(copy):
+    folder, out = copy
+    assert "gate contradicting demonstration" in out and "s left" in out and "ms/step" in out
+    for method in ("sft", "sdft", "sdft+self-replay"):
+        assert re.search(rf"^\| {re.escape(method)} \|", out, flags=re.M)
+    summary = json.loads((folder / "out/demo/summary.json").read_text())
+    assert set(summary) >= {"gates", "methods", "R"} and len(summary["R"]["sdft"]) == 3
+    assert (folder / "out/demo/forgetting.png").exists()
+
+
+@pytest.mark.parametrize("command", [c for c in readme_commands() if not re.match(r"make (demo|test|results)", c)])
+def test_command_of_the_readme_runs(copy, command):
+    folder, _ = copy
+    if "pytest" in command:
+        command += " -k device_compiled"
+    if "bench_kernel" in command:
+        command += " --help"                                               # minutes of measuring: it has its own run
+    if "train.py" in command and "--help" not in command and "--resume" not in command:
+        small = TINY if "--preset" not in command else TINY.replace("--vocab-size 8200", "--steps 1")   # the preset's own vocabulary and compilation
+        command += " " + small
+    done = shell(folder, command.replace(".venv/bin/python", shlex.quote(sys.executable)))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip()
+
+
+def test_readme_names_only_files_that_exist():
+    with open(os.path.join(ROOT, "README.md")) as f:
+        named = set(re.findall(r"\]\(((?!http)[^)]+)\)", f.read()))
+    assert named and all(os.path.exists(os.path.join(ROOT, path)) for path in named)
+
+
+@pytest.mark.parametrize("experiment", ["tune", "demo", "ablations", "twenty"])
+def test_every_run_of_an_experiment_is_a_valid_command(experiment):
+    runs = evidence.runs(experiment)
+    assert len(runs) >= 9
+    for (seed, name), options in runs.items():
+        config = train.parse([*options.split(), "--seed", str(seed), "--out", name])
+        assert config.method in name
+
+
+def test_data_shows_itself():
+    done = subprocess.run([sys.executable, "data.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "<|demo|>" in done.stdout and "manipulation" in done.stdout
