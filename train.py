@@ -42,6 +42,8 @@ def option(default, help):
 class Config:
     method: str = option("sdft", "base (pretrain alone), sft (learn the expert's words) or sdft (learn from oneself, shown the expert's words)")
     self_replay: bool = option(False, "also distil the model before the task on prompts that it dreams itself; no data is stored")
+    replay: float = option(0.0, "share of each past task's demonstrations that is stored and trained on again, a batch a step; the usual remedy, for comparison")
+    off_policy: bool = option(False, "sdft on the teacher's answers in place of the student's own, for comparison")
     tasks: int = option(10, "length of the stream")
     seed: int = option(0, "draws the world, the base model and the stream")
     out: str = option("out/run", "folder of the run: checkpoint, log, result")
@@ -241,13 +243,18 @@ def dream(model, n):
     return prompt, length, *model.generate(prompt, length, MAX_NEW, END)
 
 
-def replay(student, previous, dreams, n):
+def self_replay(student, previous, dreams, n):
     """Self-replay, second half: KL(model before the task ‖ student) on n of the dreams."""
     i = torch.randint(len(dreams[0]), (n,)).to(dreams[0].device)
     prompt, length, response, mask = (t[i] for t in dreams)
     with torch.no_grad():
         target = sdft.score(previous, prompt, length, response)
     return sdft.distill_loss(sdft.score(student, prompt, length, response), target, mask)
+
+
+def past_demonstrations(stream, task, share) -> list:
+    """What `--replay` has stored when a task begins: the same share of every task before it, always the same examples."""
+    return [e for i, t in enumerate(stream[:task]) for e in random.Random(f"stored {i}").sample(t.train, max(1, round(share * len(t.train))))]
 
 
 def learn(config):
@@ -300,14 +307,21 @@ def learn(config):
             dreams, recent = dream(previous, DREAMS) if config.self_replay else (), []
         examples = rng.sample(stream[task].train, min(config.batch_size, len(stream[task].train)))
         batch = collate(examples).to(config.device)
+        penalty, draw = None, sample
+        if config.self_replay:
+            penalty = lambda student: self_replay(student, previous, dreams, config.batch_size)
+        if config.replay and task > 0:
+            old = collate(rng.choices(past_demonstrations(stream, task, config.replay), k=config.batch_size)).to(config.device)
+            penalty = lambda student: sdft.sft_loss(sdft.score(student, old.prompt, old.length, old.response), old.response, old.response_mask)
+        if config.off_policy:
+            draw = lambda student, prompt, length: sample(teacher, batch.demo_prompt, batch.demo_length)
         # ---- the method
         try:
             with autocast(config):
                 figures = sdft.sdft_step(
-                    student, teacher, optimizer, batch, sample, divergence=config.divergence, beta=config.beta,
+                    student, teacher, optimizer, batch, draw, divergence=config.divergence, beta=config.beta,
                     alpha=1.0 if config.method == "sft" else config.alpha, ema_decay={"ema": config.ema_decay, "live": 0.0, "frozen": 1.0}[config.teacher],
-                    penalty=(lambda s: replay(s, previous, dreams, config.batch_size)) if config.self_replay else None,
-                    micro_batch=config.micro_batch or None, linear=config.vocab_size >= LINEAR_FROM)
+                    penalty=penalty, micro_batch=config.micro_batch or None, linear=config.vocab_size >= LINEAR_FROM)
         except FloatingPointError as e:
             fail(f"task {task + 1} step {step}: {e}. The last good checkpoint is {path}; lower --lr or --embed-lr and begin again")
         # ---- what follows is watching, logging, saving
@@ -427,7 +441,7 @@ class Log:
 
 
 def run_name(config):
-    return config.method + "+self-replay" * config.self_replay
+    return config.method + "+self-replay" * config.self_replay + f"+replay {config.replay:.0%}" * (config.replay > 0)
 
 
 def provenance() -> dict:
@@ -469,6 +483,10 @@ def parse(argv=None) -> Config:
             parser.error(f"--{name.replace('_', '-')} {value}: must be from {low} to {high}")
     if config.method != "sdft" and config.alpha:
         parser.error(f"--alpha {config.alpha} is a share within sdft: leave it out, or use --method sdft")
+    if config.method != "sdft" and config.off_policy:
+        parser.error("--off-policy is a variant of sdft: leave it out, or use --method sdft")
+    if config.self_replay and config.replay:
+        parser.error("--self-replay and --replay are alternatives: choose one")
     if config.n_embd % (2 * config.n_head):
         parser.error(f"--n-embd {config.n_embd}: must be a multiple of 2 * --n-head ({2 * config.n_head})")
     if config.device == "auto":
@@ -479,7 +497,7 @@ def parse(argv=None) -> Config:
 PRESETS = {"": {}, "gpu": {"n_layer": 6, "n_head": 8, "n_embd": 256, "vocab_size": 50_304, "bf16": True, "compile": True, "batch_size": 256}}
 MANY = 10**9
 RANGES = {
-    "tasks": (1, 30), "seed": (0, MANY), "lr": (0, 1e3), "embed_lr": (0, 1e6), "f0": (1e-12, float("inf")), "steps": (1, MANY), "batch_size": (1, MANY), "micro_batch": (0, MANY),
+    "replay": (0, 1), "tasks": (1, 30), "seed": (0, MANY), "lr": (0, 1e3), "embed_lr": (0, 1e6), "f0": (1e-12, float("inf")), "steps": (1, MANY), "batch_size": (1, MANY), "micro_batch": (0, MANY),
     "demonstrations": (2, MANY), "beta": (1e-6, 1 - 1e-6), "alpha": (0, 1), "ema_decay": (0, 1), "converged": (0, 1e3), "guard": (0, 1),
     "n_layer": (1, 1000), "n_head": (1, 1000), "n_embd": (2, 100_000), "pretrain_steps": (1, MANY), "pretrain_docs": (1, MANY), "dropout": (0, 0.9), "vocab_size": (VOCAB_SIZE, MANY),
     "threads": (0, 1024), "save_every": (1, MANY), "watch_every": (1, MANY),

@@ -78,16 +78,35 @@ def test_dreamt_prompts_are_prompts():
         assert row[0] == PROMPT and row[n - 1] == ANSWER and ANSWER not in row[: n - 1]
 
 
+def test_replay_stores_the_same_share_of_every_past_task(world):
+    stream = world.stream(4, 40, 4)
+    stored = train.past_demonstrations(stream, 3, 0.1)
+    assert stored == train.past_demonstrations(stream, 3, 0.1) and len(stored) == 12
+    assert [sum(any(e is x for x in t.train) for e in stored) for t in stream] == [4, 4, 4, 0]
+
+
+def test_off_policy_trains_on_what_the_teacher_says(here, monkeypatch):
+    asked = []
+    generate = train.GPT.generate
+    monkeypatch.setattr(train.GPT, "generate", lambda self, prompt, *a, **k: asked.append(prompt[0, 0].item()) or generate(self, prompt, *a, **k))
+    monkeypatch.setattr(train.Probe, "measure", lambda self, s, t, done, task: done["R"].append([0.0] * 2) or [done[k].append(1.0) for k in ("base_accuracy", "voice", "teacher_accuracy")])
+    run("--out", "a", "--watch-every", "100")
+    on_policy = asked.count(PROMPT)
+    asked.clear()
+    run("--out", "b", "--watch-every", "100", "--off-policy")
+    assert on_policy == 8 and asked.count(PROMPT) == 0
+
+
 def test_replay_of_an_unchanged_model_costs_nothing():
     torch.manual_seed(0)
     gpt = random_gpt()
     prompt = torch.tensor([[PROMPT, 300, ANSWER]] * 4)
     dreams = prompt, torch.full((4,), 3), *gpt.generate(prompt, torch.full((4,), 3), 5, end=-1)
-    assert train.replay(gpt, gpt, dreams, 4).item() == 0.0
-    assert train.replay(random_gpt(1), gpt, dreams, 4).item() > 0.01
+    assert train.self_replay(gpt, gpt, dreams, 4).item() == 0.0
+    assert train.self_replay(random_gpt(1), gpt, dreams, 4).item() > 0.01
 
 
-@pytest.mark.parametrize("options", [["--method", "sft"], ["--method", "sdft", "--self-replay"]])
+@pytest.mark.parametrize("options", [["--method", "sft", "--replay", "0.2"], ["--method", "sdft", "--self-replay"]])
 @pytest.mark.parametrize("killed_at", [1, 3, 4, 5, 7])
 def test_a_killed_run_resumed_equals_the_straight_run_bit_for_bit(here, monkeypatch, options, killed_at):
     straight = run(*options, "--out", "straight")
@@ -179,7 +198,8 @@ def test_the_guard_acts(here):
 @pytest.mark.parametrize("options, message", [
     (["--lr", "nan"], "--lr nan: must be from 0"), (["--batch-size", "0"], "--batch-size 0"), (["--alpha", "1.5"], "--alpha 1.5"),
     (["--beta", "0"], "--beta 0.0"), (["--tasks", "31"], "--tasks 31"), (["--method", "sft", "--alpha", "0.5"], "--alpha 0.5"),
-    (["--method", "ppo"], "invalid choice: 'ppo'"), (["--n-embd", "30", "--n-head", "4"], "--n-embd 30"), (["--bogus"], "--bogus"), (["--steps", "x"], "--steps"),
+    (["--method", "ppo"], "invalid choice: 'ppo'"), (["--n-embd", "30", "--n-head", "4"], "--n-embd 30"), (["--bogus"], "--bogus"), (["--self-replay", "--replay", "0.1"], "--self-replay and --replay"),
+    (["--method", "sft", "--off-policy"], "--off-policy"), (["--steps", "x"], "--steps"),
 ])
 def test_bad_options_end_with_one_line(capsys, options, message):
     with pytest.raises(SystemExit) as e:
