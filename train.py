@@ -7,13 +7,16 @@
 Every field of `Config` is an option. Left out: more than one machine, and everything else that a trainer framework is for.
 """
 import argparse
+import contextlib
 import copy
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -173,7 +176,8 @@ def base_model(config, world, log):
         log.start()
         frequency = pretrain(model, world, config, log)
         values = gates(model, world)
-        saved = {"settings": dataclasses.asdict(config), "student": model.state_dict(), "teacher": model.state_dict(), "frequency": frequency, "gates": values}
+        state = model.state_dict()
+        saved = {"settings": dataclasses.asdict(config), "student": state, "teacher": state, "frequency": frequency, "gates": values}
         save(path, saved)
         log.say(f"base model: wrote {path}")
     for name, value in saved["gates"].items():
@@ -288,6 +292,8 @@ def learn(config):
         guard.good, dreams, done, task, step, recent = (saved[k] for k in ("good", "dreams", "done", "task", "step", "recent"))
         rng.setstate(saved["python_rng"])
         torch.set_rng_state(saved["torch_rng"])
+        torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        dreams = tuple(t.to(config.device) for t in dreams)
     else:
         probe.measure(student, teacher, done, 0)
     log.start(done["seconds"])
@@ -297,10 +303,13 @@ def learn(config):
         save(path, {"settings": dataclasses.asdict(config), "student": student.state_dict(), "teacher": teacher.state_dict(),
                     "previous": previous.state_dict(), "optimizer": optimizer.state_dict(), "good": guard.good, "dreams": dreams,
                     "frequency": frequency, "done": done, "task": task, "step": step, "recent": recent,
-                    "python_rng": rng.getstate(), "torch_rng": torch.get_rng_state(), "log_bytes": log.bytes()})
+                    "python_rng": rng.getstate(), "torch_rng": torch.get_rng_state(),
+                    "cuda_rng": torch.cuda.get_rng_state_all(), "log_bytes": log.bytes()})
 
     if not saved:
         checkpoint()
+    stop = []                                              # Ctrl-C: the step is finished, saved, and then the run ends
+    signal.signal(signal.SIGINT, lambda *_: stop.append(True))
     while task < len(stream):
         if step == 0:
             previous.load_state_dict(student.state_dict())
@@ -336,19 +345,22 @@ def learn(config):
                 done["guard_trips"] += 1
                 for group in optimizer.param_groups:
                     group["lr"] /= 2
-                log.say(f"task {task + 1} step {step}: the teacher answers {right:.0%} of its demonstrations rightly, under {guard.floor:.0%}: rolled back, rates halved")
-            total = sum(done["steps"]) + step
-            log.step({"task": task + 1, "step": step, **figures, "lr": optimizer.param_groups[0]["lr"], "teacher": right}, total,
+                log.say(f"task {task + 1} step {step}: the teacher answers {right:.0%} of its demonstrations rightly: rolled back, rates halved")
+            log.step({"task": task + 1, "step": step, **figures, "lr": optimizer.param_groups[0]["lr"], "teacher": right}, sum(done["steps"]) + step,
                      f"task {task + 1}/{len(stream)} {stream[task].family:12s} step {step}/{config.steps}", (task + step / config.steps) / len(stream))
         if over:
             done["steps"].append(step)
             task, step = task + 1, 0
             probe.measure(student, teacher, done, task)
-            log.say(f"task {task}/{len(stream)} learned to {done['R'][task][task - 1]:.2f} in {done['steps'][-1]} steps; all seen {np.mean(done['R'][task][:task]):.2f}, "
-                    f"base {done['base_accuracy'][task]:.2f}, own voice {done['voice'][task]:.2f}, student shown demonstrations {done['teacher_accuracy'][task]:.2f}")
-        if over or step % config.save_every == 0:
+            learned, seen = done["R"][task][task - 1], np.mean(done["R"][task][:task])
+            log.say(f"task {task}/{len(stream)} learned to {learned:.2f} in {done['steps'][-1]} steps; all seen {seen:.2f}, base {done['base_accuracy'][task]:.2f}, "
+                    f"own voice {done['voice'][task]:.2f}, shown demonstrations {done['teacher_accuracy'][task]:.2f}")
+        if over or stop or step % config.save_every == 0:
             checkpoint()
-    ratio = {f"{k}_retention": done[v][-1] / (done[v][0] or float("nan")) for k, v in (("base", "base_accuracy"), ("voice", "voice"), ("teacher", "teacher_accuracy"))}
+        if stop:
+            raise KeyboardInterrupt
+    kept = {"base_retention": "base_accuracy", "voice_retention": "voice", "teacher_retention": "teacher_accuracy"}
+    ratio = {name: done[k][-1] / (done[k][0] or float("nan")) for name, k in kept.items()}
     result = {"method": run_name(config), "settings": dataclasses.asdict(config), **provenance(), "gates": gate,
               "families": [t.family for t in stream], **continual_metrics(done["R"]), **ratio, **done}
     write_json(os.path.join(config.out, "result.json"), result)
@@ -467,15 +479,18 @@ def parse(argv=None) -> Config:
     """The command line as a Config; what is out of range or contradicts ends with one line and exit status 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
     for f in dataclasses.fields(Config):
-        kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": CHOICES[f.name]} if f.name in CHOICES else {"type": f.type, "metavar": f.type.__name__}
-        parser.add_argument("--" + f.name.replace("_", "-"), help=f"{f.metadata['help']} (default: {f.default})".replace("%", "%%"), **kind)
+        help = f"{f.metadata['help']} (default: {f.default})".replace("%", "%%")
+        kind = {"action": "store_true"} if f.type is bool else {"type": f.type}
+        kind |= {"choices": CHOICES[f.name]} if f.name in CHOICES else {} if f.type is bool else {"metavar": f.type.__name__}
+        parser.add_argument("--" + f.name.replace("_", "-"), help=help, **kind)
     given = vars(parser.parse_args(argv))
     config = Config(**PRESETS[given.get("preset", "")] | given)
     if config.resume:                                      # a run goes on with its own settings; the machine's may change
         began = load_checkpoint(config.out)["settings"]
         for name in given.keys() - {"resume", "out", "device", "threads", "save_every"}:
             if given[name] != began[name]:
-                parser.error(f"--{name.replace('_', '-')} {given[name]}: the run in {config.out} began with {began[name]}; leave it out, or begin another run in another folder")
+                option_name = "--" + name.replace("_", "-")
+                parser.error(f"{option_name} {given[name]}: the run in {config.out} began with {began[name]}; leave it out, or use another folder")
         config = Config(**began | given)
     for name, (low, high) in RANGES.items():
         value = getattr(config, name)
@@ -504,17 +519,33 @@ RANGES = {
 }
 
 
+@contextlib.contextmanager
+def locked(folder):
+    """Two runs in one folder would write over one another: the second is refused. The lock ends with its process, however it ends."""
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "lock"), "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"{folder}: another run is at work in this folder; wait for it, or choose another with --out")
+        yield
+
+
 def main(argv=None):
     config = parse(argv)
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
-        if config.method == "base":
-            base_model(config, World(config.seed), Log(config))
-        else:
-            learn(config)
+        with locked(config.out):
+            if config.method == "base":
+                base_model(config, World(config.seed), Log(config))
+            else:
+                learn(config)
+    except OSError as e:
+        fail(f"{e.filename or config.out}: {e.strerror or e}; what was saved before is whole")
     except KeyboardInterrupt:
-        fail(f"\ninterrupted; go on with: python train.py --out {config.out} --resume")
+        saved = os.path.exists(os.path.join(config.out, "checkpoint.pt"))
+        fail("\ninterrupted; " + (f"go on with: python train.py --out {config.out} --resume" if saved else "nothing was saved yet"))
 
 
 if __name__ == "__main__":

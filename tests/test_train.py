@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import signal
 
 import pytest
 import torch
@@ -185,6 +186,34 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(here, monkeypatch):
     with pytest.raises(OSError):
         train.save("c.pt", {"x": torch.zeros(3)})
     assert torch.load("c.pt", weights_only=True)["x"].sum() == 3 and os.listdir(".") == ["c.pt"]
+
+
+def test_ctrl_c_saves_the_step_and_says_how_to_go_on(here, monkeypatch, capsys):
+    straight = run("--out", "straight", "--save-every", "50")
+    count, step = [0], sdft.sdft_step
+
+    def interrupted(*args, **kwargs):
+        count[0] += 1
+        if count[0] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(sdft, "sdft_step", interrupted)
+    with pytest.raises(SystemExit):
+        train.main([*TINY, "--out", "a", "--save-every", "50"])
+    assert "--out a --resume" in capsys.readouterr().err
+    assert torch.load("a/checkpoint.pt", weights_only=True)["step"] == 3
+    assert run("--out", "a", "--resume")["R"] == straight["R"]
+
+
+def test_two_runs_in_one_folder_and_a_folder_that_cannot_be_written(here, capsys):
+    with train.locked("a"), pytest.raises(SystemExit):
+        train.main([*TINY, "--out", "a"])
+    assert "another run is at work" in capsys.readouterr().err
+    open("file", "w").close()
+    with pytest.raises(SystemExit) as e:
+        train.main([*TINY, "--out", "file/run"])
+    assert e.value.code == 2 and capsys.readouterr().err.startswith("file/run: Not a directory")
 
 
 def test_the_guard_acts(here):
