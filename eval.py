@@ -132,6 +132,7 @@ def collect(folders) -> dict:
     if len(per_seed) < 2:
         fail(f"--collect {' '.join(folders)}: an interval needs runs of at least two seeds, found {len(per_seed)}")
     first = next(iter(per_seed.values()))
+    methods = [m for m in first if all(m in runs for runs in per_seed.values())]
 
     def spread(values):
         n, std = len(values), float(np.std(values, ddof=1))
@@ -141,8 +142,8 @@ def collect(folders) -> dict:
     return {
         "command": "python " + " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]), "commit": run["commit"], "versions": run["versions"], "machine": run["machine"], "seeds": list(per_seed),
         "gates": {g: spread([next(iter(runs.values()))["gates"][g] for runs in per_seed.values()]) for g in run["gates"]},
-        "methods": {m: {k: spread([runs[m][k] for runs in per_seed.values()]) for k in [*METRICS, *KEPT, "seconds"]} for m in first},
-        "settings": {m: first[m]["settings"] for m in first},
+        "methods": {m: {k: spread([runs[m][k] for runs in per_seed.values()]) for k in [*METRICS, *KEPT, "seconds"]} for m in methods},
+        "settings": {m: first[m]["settings"] for m in methods},
     }
 
 

@@ -20,16 +20,17 @@ from eval import collect, draw, read_runs, summary, write_json
 SEEDS = [0, 1, 2, 3, 4, 5]
 TUNING_SEED = 100
 METHODS = {"sft": "--method sft", "sdft": "--method sdft", "sdft+self-replay": "--method sdft --self-replay"}
-RATES = [(0.001, 30), (0.003, 10), (0.003, 30), (0.003, 100), (0.01, 30), (0.03, 10)]      # (lr, embed_lr): the same trials for each method
+# (lr, embed_lr, most steps a task): the same trials for each method
+TRIALS = [(0.001, 30, 150), (0.003, 10, 150), (0.003, 30, 150), (0.003, 100, 150), (0.01, 30, 150), (0.03, 10, 150), (0.001, 100, 150), (0.001, 30, 300)]
 
 ABLATIONS = {
     "sft, own voice": "--method sft --voice own",
     "sdft, own voice": "--method sdft --voice own",
     "sft, all rows alike": "--method sft --f0 inf",
     "sdft, all rows alike": "--method sdft --f0 inf",
+    "sdft, off-policy": "--method sdft --off-policy",
     "sft+replay 5 %": "--method sft --replay 0.05",
     "sft+self-replay": "--method sft --self-replay",
-    "sdft, off-policy": "--method sdft --off-policy",
     "sdft, live teacher": "--method sdft --teacher live",
     "sdft, frozen teacher": "--method sdft --teacher frozen",
     "sdft, alpha 0.5": "--method sdft --alpha 0.5",
@@ -39,13 +40,14 @@ ABLATIONS = {
 def runs(experiment) -> dict:
     """{(seed, name): options of train.py}"""
     if experiment == "tune":
-        return {(TUNING_SEED, f"{m} lr {lr:g} embed {e:g}"): f"{options} --lr {lr} --embed-lr {e} --tasks 5" for m, options in METHODS.items() for lr, e in RATES}
+        return {(TUNING_SEED, f"{m} lr {lr:g} embed {embed:g}" + f" steps {steps}" * (steps != 150)): f"{options} --tasks 5 --lr {lr} --embed-lr {embed} --steps {steps}"
+                for m, options in METHODS.items() for lr, embed, steps in TRIALS}
     if experiment == "demo":
         return {(seed, m): options for seed in SEEDS for m, options in METHODS.items()}
     if experiment == "twenty":
         return {(seed, m): f"{options} --tasks 20" for seed in SEEDS[:3] for m, options in METHODS.items() if m != "sdft+self-replay"}
     if experiment == "ablations":
-        return {(seed, name): options for seed in SEEDS[:3] for name, options in ABLATIONS.items()}
+        return {(seed, name): options for name, options in ABLATIONS.items() for seed in SEEDS[:3]}
 
 
 def run(folder, seed, options, threads):
