@@ -187,7 +187,8 @@ class World:
         for n in names:
             steps.append(self.primitives[(meanings or self.skills)[n]](steps[-1]))
         y, between = steps[-1], steps[1] if len(names) == 2 else []
-        return Example(f"{' '.join(names)}: {' '.join(x)}", expert_voice(y, expert), own_voice(y, rng, between), tuple(y), "composed" if between else "letters")
+        prompt, kind = f"{' '.join(names)}: {' '.join(x)}", "composed" if between else "letters"
+        return Example(prompt, expert_voice(y, expert), own_voice(y, rng, between), tuple(y), kind)
 
     def market(self, name, regime, rng, expert, held_out=None) -> Example:
         """Four states of a market in some regime, an action for each. Where two actions earn the same, both are right."""
@@ -384,6 +385,8 @@ if __name__ == "__main__":
     world = World(0)
     for i, task in enumerate(world.stream(10, 1, 1), 1):
         names = ", ".join(dict.fromkeys(k if isinstance(k, str) else k[0] for k in task.items))
-        print(f"task {i:2d} {task.family:12s} {names}\n   {TOKENIZER.decode(prompt_ids(task.train[0].prompt, (task.train[0].prompt, task.train[0].demo)))} {task.train[0].own}")
+        example = task.train[0]
+        print(f"task {i:2d} {task.family:12s} {names}")
+        print(f"   {TOKENIZER.decode(prompt_ids(example.prompt, (example.prompt, example.demo)))} {example.own}")
     rng = random.Random(0)
     print("pretraining documents:", *(TOKENIZER.decode(world.document(rng)[0]) for _ in range(8)), sep="\n   ")

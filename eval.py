@@ -110,7 +110,7 @@ def read_runs(folder) -> dict:
     paths = {name: os.path.join(folder, name, "result.json") for name in (os.listdir(folder) if os.path.isdir(folder) else [])}
     runs = {name: read_json(path) for name, path in sorted(paths.items()) if os.path.exists(path)}
     if not runs:
-        fail(f"{folder}: no finished run in it (a run is a folder with result.json); make one with: python train.py --method sdft --out {folder}/sdft")
+        fail(f"{folder}: no finished run in it (a folder with result.json); make one with: python train.py --out {folder}/sdft")
     return dict(sorted(runs.items(), key=lambda r: ORDER.index(r[0]) if r[0] in ORDER else len(ORDER)))
 
 
@@ -140,7 +140,9 @@ def collect(folders) -> dict:
 
     run = next(iter(first.values()))
     return {
-        "command": "python " + " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]), "commit": run["commit"], "versions": run["versions"], "machine": run["machine"], "seeds": list(per_seed),
+        "command": "python " + " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        **{k: run[k] for k in ("commit", "versions", "machine")},
+        "seeds": list(per_seed),
         "gates": {g: spread([next(iter(runs.values()))["gates"][g] for runs in per_seed.values()]) for g in run["gates"]},
         "methods": {m: {k: spread([runs[m][k] for runs in per_seed.values()]) for k in [*METRICS, *KEPT, "seconds"]} for m in methods},
         "settings": {m: first[m]["settings"] for m in methods},
@@ -303,25 +305,27 @@ def step_text(figures):
     text = "| part of a step | ms |\n|---|---:|\n" + "\n".join(f"| {'**whole step**' if k == 'step' else k} | {v} |" for k, v in ms.items())
     if "trl" in figures:
         low, high = min(figures["times_faster_than_trl"]), max(figures["times_faster_than_trl"])
-        text += f"\n| the same work by TRL {figures['trl']['version']} | {figures['trl']['step']} |\n\nTRL takes {low:.1f} to {high:.1f} times as long, timed alternately in one run on a {figures['machine']}."
+        text += f"\n| the same work by TRL {figures['trl']['version']} | {figures['trl']['step']} |\n\n"
+        text += f"TRL takes {low:.1f} to {high:.1f} times as long, timed alternately in one run on a {figures['machine']}."
     return text
 
 
 def kernel_text(figures):
     lines = ["| linear loss, 2,048 tokens x 50,257 words, width 128 | seconds | extra memory, MB |", "|---|---:|---:|"]
-    lines += [f"| {'whole logits, eager' if r['chunk'] == 0 else 'chunk ' + str(r['chunk'])} | {r['seconds']:.1f} | {r['extra_mb']:,.0f} |" for r in figures["linear"]]
+    for r in figures["linear"]:
+        lines.append(f"| {'whole logits, eager' if r['chunk'] == 0 else 'chunk ' + str(r['chunk'])} | {r['seconds']:.1f} | {r['extra_mb']:,.0f} |")
     lines += ["", "| operator, 600 tokens x 960 words | mean divergence, nats | eager, ms | operator, ms |", "|---|---:|---:|---:|"]
     lines += [f"| {r['divergence']} | {r['mean_divergence']:.1g} | {r['eager_ms']:.1f} | {r['operator_ms']:.1f} |" for r in figures["operator"]]
     return "\n".join(lines)
 
 
-SHORT = ["learning_accuracy", "average_accuracy", "forgetting", "base_retention", "voice_retention", "teacher_retention"]
+SHORT = ["learning_accuracy", "average_accuracy", "forgetting", "retention", "base_retention", "voice_retention", "teacher_retention"]
 # <!-- name of a block in the README --> : (its JSON under results/, its text)
 BLOCKS = {
     "demo": ("demo", demo_text),
     "gates": ("demo", gates_text),
     "tune": ("tune", lambda figures: table(figures["methods"], SHORT)),
-    "twenty": ("twenty", lambda figures: table(figures["methods"], ["learning_accuracy", "average_accuracy", "retention", "base_retention", "voice_retention", "teacher_retention"])),
+    "twenty": ("twenty", lambda figures: table(figures["methods"], SHORT)),
     "ablations": ("ablations", lambda figures: table(figures["methods"], SHORT)),
     "step": ("step_cpu", step_text),
     "kernel": ("kernel_cpu", kernel_text),

@@ -21,7 +21,8 @@ SEEDS = [0, 1, 2, 3, 4, 5]
 TUNING_SEED = 100
 METHODS = {"sft": "--method sft", "sdft": "--method sdft", "sdft+self-replay": "--method sdft --self-replay"}
 # (lr, embed_lr, most steps a task): the same trials for each method
-TRIALS = [(0.001, 30, 150), (0.003, 10, 150), (0.003, 30, 150), (0.003, 100, 150), (0.01, 30, 150), (0.03, 10, 150), (0.001, 100, 150), (0.001, 30, 300)]
+TRIALS = [(0.001, 30, 150), (0.003, 10, 150), (0.003, 30, 150), (0.003, 100, 150), (0.01, 30, 150), (0.03, 10, 150),
+          (0.001, 100, 150), (0.001, 30, 300)]
 
 ABLATIONS = {
     "sft, own voice": "--method sft --voice own",
@@ -40,8 +41,9 @@ ABLATIONS = {
 def runs(experiment) -> dict:
     """{(seed, name): options of train.py}"""
     if experiment == "tune":
-        return {(TUNING_SEED, f"{m} lr {lr:g} embed {embed:g}" + f" steps {steps}" * (steps != 150)): f"{options} --tasks 5 --lr {lr} --embed-lr {embed} --steps {steps}"
-                for m, options in METHODS.items() for lr, embed, steps in TRIALS}
+        names = {(lr, embed, steps): f"lr {lr:g} embed {embed:g}" + f" steps {steps}" * (steps != 150) for lr, embed, steps in TRIALS}
+        return {(TUNING_SEED, f"{m} {name}"): f"{options} --tasks 5 --lr {lr} --embed-lr {embed} --steps {steps}"
+                for m, options in METHODS.items() for (lr, embed, steps), name in names.items()}
     if experiment == "demo":
         return {(seed, m): options for seed in SEEDS for m, options in METHODS.items()}
     if experiment == "twenty":
@@ -57,7 +59,8 @@ def run(folder, seed, options, threads):
         os.makedirs(folder, exist_ok=True)
         resume = ["--resume"] if os.path.exists(os.path.join(folder, "checkpoint.pt")) else [*options.split(), "--seed", str(seed)]
         with open(os.path.join(folder, "output.txt"), "a") as output:
-            subprocess.run([sys.executable, "train.py", *resume, "--out", folder, "--threads", str(threads)], stdout=output, stderr=output, check=True)
+            command = [sys.executable, "train.py", *resume, "--out", folder, "--threads", str(threads)]
+            subprocess.run(command, stdout=output, stderr=output, check=True)
     return done
 
 

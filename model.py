@@ -96,7 +96,8 @@ class GPT(nn.Module):
         return x if return_hidden else self.logits(x)
 
     def logits(self, x):
-        """In the precision of the weights whatever the autocast: rounded to bf16, the logits of a student and a teacher that are close differ by little but noise."""
+        """In the precision of the weights whatever the autocast: the logits of a student and a teacher that are close differ by less
+        than bf16 can tell apart."""
         with torch.autocast(x.device.type, enabled=False):
             return self.head(x.to(self.head.weight.dtype))
 

@@ -45,7 +45,7 @@ def option(default, help):
 class Config:
     method: str = option("sdft", "base (pretrain alone), sft (learn the expert's words) or sdft (learn from oneself, shown the expert's words)")
     self_replay: bool = option(False, "also distil the model before the task on prompts that it dreams itself; no data is stored")
-    replay: float = option(0.0, "share of each past task's demonstrations that is stored and trained on again, a batch a step; the usual remedy, for comparison")
+    replay: float = option(0.0, "share of each past task's demonstrations that is stored and trained on again, a batch a step; for comparison")
     off_policy: bool = option(False, "sdft on the teacher's answers in place of the student's own, for comparison")
     tasks: int = option(10, "length of the stream")
     seed: int = option(0, "draws the world, the base model and the stream")
@@ -53,7 +53,7 @@ class Config:
     resume: bool = option(False, "go on from the checkpoint in the folder")
     # one task
     lr: float = option(0.001, "learning rate of all weights but the embedding (SGD)")
-    embed_lr: float = option(30.0, "learning rate of the embedding; a row moves at embed_lr / (1 + f / f0), f the word's share of the pretraining tokens")
+    embed_lr: float = option(30.0, "rate of the embedding; a row moves at embed_lr / (1 + f / f0), f the word's share of the pretraining tokens")
     f0: float = option(1e-3, "share of the pretraining tokens at which a row moves at half the rate; inf: all rows alike")
     steps: int = option(150, "most steps a task")
     batch_size: int = option(64, "demonstrations a step")
@@ -74,7 +74,7 @@ class Config:
     pretrain_steps: int = option(1800, "steps of pretraining")
     pretrain_docs: int = option(128, "documents a step of pretraining")
     dropout: float = option(0.1, "dropout in pretraining; none afterwards")
-    vocab_size: int = option(VOCAB_SIZE, "rows of embedding and head; more than the tokenizer needs is padding, to train in the shapes of a larger vocabulary")
+    vocab_size: int = option(VOCAB_SIZE, "rows of embedding and head; what the tokenizer does not need is padding")
     # the machine
     preset: str = option("", "gpu: a model of 30 million parameters, 50,304 words, bf16, compiled; other options override it")
     bf16: bool = option(False, "matrix products in bfloat16 (autocast); weights, logits and losses stay fp32")
@@ -283,8 +283,8 @@ def learn(config):
     rng = random.Random(f"training {config.seed}")
     torch.manual_seed(config.seed)
     # what has been measured so far; plain lists, so that it goes into the checkpoint and the result as it is
-    done = {"R": [], "base_accuracy": [], "base_by_kind": [], "voice": [], "teacher_accuracy": [], "drift_base": [], "drift_new": [], "teacher_curve": [],
-            "steps": [], "generated_tokens": 0, "guard_trips": 0, "seconds": 0.0}
+    done = {k: [] for k in ("R", "base_accuracy", "base_by_kind", "voice", "teacher_accuracy", "drift_base", "drift_new", "teacher_curve", "steps")}
+    done |= {"generated_tokens": 0, "guard_trips": 0, "seconds": 0.0}
     task, step, recent = 0, 0, []
     if saved:
         for module, name in ((student, "student"), (teacher, "teacher"), (previous, "previous"), (optimizer, "optimizer")):
@@ -308,6 +308,8 @@ def learn(config):
 
     if not saved:
         checkpoint()
+    alpha = 1.0 if config.method == "sft" else config.alpha
+    decay = {"ema": config.ema_decay, "live": 0.0, "frozen": 1.0}[config.teacher]
     stop = []                                              # Ctrl-C: the step is finished, saved, and then the run ends
     signal.signal(signal.SIGINT, lambda *_: stop.append(True))
     while task < len(stream):
@@ -328,9 +330,8 @@ def learn(config):
         try:
             with autocast(config):
                 figures = sdft.sdft_step(
-                    student, teacher, optimizer, batch, draw, divergence=config.divergence, beta=config.beta,
-                    alpha=1.0 if config.method == "sft" else config.alpha, ema_decay={"ema": config.ema_decay, "live": 0.0, "frozen": 1.0}[config.teacher],
-                    penalty=penalty, micro_batch=config.micro_batch or None, linear=config.vocab_size >= LINEAR_FROM)
+                    student, teacher, optimizer, batch, draw, divergence=config.divergence, beta=config.beta, alpha=alpha,
+                    ema_decay=decay, penalty=penalty, micro_batch=config.micro_batch or None, linear=config.vocab_size >= LINEAR_FROM)
         except FloatingPointError as e:
             fail(f"task {task + 1} step {step}: {e}. The last good checkpoint is {path}; lower --lr or --embed-lr and begin again")
         # ---- what follows is watching, logging, saving
@@ -353,8 +354,8 @@ def learn(config):
             task, step = task + 1, 0
             probe.measure(student, teacher, done, task)
             learned, seen = done["R"][task][task - 1], np.mean(done["R"][task][:task])
-            log.say(f"task {task}/{len(stream)} learned to {learned:.2f} in {done['steps'][-1]} steps; all seen {seen:.2f}, base {done['base_accuracy'][task]:.2f}, "
-                    f"own voice {done['voice'][task]:.2f}, shown demonstrations {done['teacher_accuracy'][task]:.2f}")
+            log.say(f"task {task}/{len(stream)} learned to {learned:.2f} in {done['steps'][-1]} steps; all seen {seen:.2f}, "
+                    f"base {done['base_accuracy'][task]:.2f}, own voice {done['voice'][task]:.2f}, shown demonstrations {done['teacher_accuracy'][task]:.2f}")
         if over or stop or step % config.save_every == 0:
             checkpoint()
         if stop:
@@ -472,7 +473,8 @@ def provenance() -> dict:
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line.
 
-CHOICES = {"method": ["base", "sft", "sdft"], "divergence": ["forward", "reverse", "jsd"], "teacher": ["ema", "live", "frozen"], "preset": ["gpu"], "voice": ["expert", "own"]}
+CHOICES = {"method": ["base", "sft", "sdft"], "divergence": ["forward", "reverse", "jsd"], "teacher": ["ema", "live", "frozen"],
+           "preset": ["gpu"], "voice": ["expert", "own"]}
 
 
 def parse(argv=None) -> Config:
@@ -512,9 +514,11 @@ def parse(argv=None) -> Config:
 PRESETS = {"": {}, "gpu": {"n_layer": 6, "n_head": 8, "n_embd": 256, "vocab_size": 50_304, "bf16": True, "compile": True, "batch_size": 256}}
 MANY = 10**9
 RANGES = {
-    "replay": (0, 1), "tasks": (1, 30), "seed": (0, MANY), "lr": (0, 1e3), "embed_lr": (0, 1e6), "f0": (1e-12, float("inf")), "steps": (1, MANY), "batch_size": (1, MANY), "micro_batch": (0, MANY),
+    "replay": (0, 1), "tasks": (1, 30), "seed": (0, MANY), "lr": (0, 1e3), "embed_lr": (0, 1e6), "f0": (1e-12, float("inf")),
+    "steps": (1, MANY), "batch_size": (1, MANY), "micro_batch": (0, MANY),
     "demonstrations": (2, MANY), "beta": (1e-6, 1 - 1e-6), "alpha": (0, 1), "ema_decay": (0, 1), "converged": (0, 1e3), "guard": (0, 1),
-    "n_layer": (1, 1000), "n_head": (1, 1000), "n_embd": (2, 100_000), "pretrain_steps": (1, MANY), "pretrain_docs": (1, MANY), "dropout": (0, 0.9), "vocab_size": (VOCAB_SIZE, MANY),
+    "n_layer": (1, 1000), "n_head": (1, 1000), "n_embd": (2, 100_000), "vocab_size": (VOCAB_SIZE, MANY),
+    "pretrain_steps": (1, MANY), "pretrain_docs": (1, MANY), "dropout": (0, 0.9),
     "threads": (0, 1024), "save_every": (1, MANY), "watch_every": (1, MANY),
 }
 

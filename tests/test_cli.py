@@ -75,7 +75,7 @@ def test_readme_names_only_files_that_exist():
 @pytest.mark.parametrize("experiment", ["tune", "demo", "ablations", "twenty"])
 def test_every_run_of_an_experiment_is_a_valid_command(experiment):
     runs = evidence.runs(experiment)
-    assert len(runs) >= 9
+    assert len(runs) >= 6
     for (seed, name), options in runs.items():
         config = train.parse([*options.split(), "--seed", str(seed), "--out", name])
         assert config.method in name
