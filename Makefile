@@ -30,6 +30,8 @@ $(OUT)/sdft+self-replay:
 
 results: .venv/ready
 	for e in tune demo ablations twenty; do $(PY) evidence.py $$e || exit 1; done
+	$(PY) tests/bench_step.py
+	$(PY) tests/bench_kernel.py
 	$(PY) eval.py --readme
 
 test: .venv/ready

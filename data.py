@@ -347,10 +347,10 @@ def pad(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([r + [END] * (longest - len(r)) for r in rows]), torch.tensor([len(r) for r in rows])
 
 
-def collate(examples: list[Example], shown: list[Example] | None = None) -> Batch:
-    """The batch of some examples; `shown` are the examples whose answers are the demonstrations (default: their own)."""
+def collate(examples: list[Example]) -> Batch:
+    """The batch of some examples, each behind its own demonstration for the teacher."""
     prompt, length = pad([prompt_ids(e.prompt) for e in examples])
-    demo_prompt, demo_length = pad([prompt_ids(e.prompt, (s.prompt, s.demo)) for e, s in zip(examples, shown or examples)])
+    demo_prompt, demo_length = pad([prompt_ids(e.prompt, (e.prompt, e.demo)) for e in examples])
     response, response_length = pad([encode(e.demo) + [END] for e in examples])
     mask = torch.arange(response.shape[1]) < response_length[:, None]
     return Batch(prompt, length, demo_prompt, demo_length, response, mask)

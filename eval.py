@@ -31,7 +31,7 @@ def answers(model, examples, shown=False, batch=256, n_new=16) -> list[str]:
     """Greedy answers to the bare prompts, or to the prompts behind their demonstrations."""
     said = []
     for i in range(0, len(examples), batch):
-        b = collate(examples[i : i + batch])
+        b = collate(examples[i : i + batch]).to(model.head.weight.device)
         prompt, length = (b.demo_prompt, b.demo_length) if shown else (b.prompt, b.length)
         response, _ = model.generate(prompt, length, n_new, END, temperature=0)
         said += [decode(r) for r in response.tolist()]
@@ -81,7 +81,8 @@ def continual_metrics(R) -> dict:
 
 METRICS = ["learning_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer", "retention"]
 KEPT = ["base_retention", "teacher_retention", "voice_retention"]
-COLUMNS = ["learning_accuracy", "average_accuracy", "forgetting", "retention", *KEPT, "seconds"]
+COST = ["steps", "seconds", "guard_trips", "never_learned"]
+COLUMNS = ["learning_accuracy", "average_accuracy", "forgetting", "retention", *KEPT, "steps", "seconds"]
 ORDER = ["sft", "sft+self-replay", "sdft", "sdft+self-replay"]
 
 
@@ -114,10 +115,14 @@ def read_runs(folder) -> dict:
     return dict(sorted(runs.items(), key=lambda r: ORDER.index(r[0]) if r[0] in ORDER else len(ORDER)))
 
 
+def figure(run, name):
+    return sum(run["steps"]) if name == "steps" else run[name]
+
+
 def summary(runs: dict) -> dict:
     return {
         "gates": next(iter(runs.values()))["gates"],
-        "methods": {name: {k: run[k] for k in [*METRICS, *KEPT, "seconds"]} for name, run in runs.items()},
+        "methods": {name: {k: figure(run, k) for k in [*METRICS, *KEPT, *COST]} for name, run in runs.items()},
         "R": {name: run["R"] for name, run in runs.items()},
         "runs": {name: {k: run[k] for k in ("command", "commit", "versions", "machine")} for name, run in runs.items()},
     }
@@ -141,10 +146,11 @@ def collect(folders) -> dict:
     run = next(iter(first.values()))
     return {
         "command": "python " + " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-        **{k: run[k] for k in ("commit", "versions", "machine")},
+        "commit": ", ".join(sorted({r["commit"] for runs in per_seed.values() for r in runs.values()})),
+        **{k: run[k] for k in ("versions", "machine")},
         "seeds": list(per_seed),
         "gates": {g: spread([next(iter(runs.values()))["gates"][g] for runs in per_seed.values()]) for g in run["gates"]},
-        "methods": {m: {k: spread([runs[m][k] for runs in per_seed.values()]) for k in [*METRICS, *KEPT, "seconds"]} for m in methods},
+        "methods": {m: {k: spread([figure(runs[m], k) for runs in per_seed.values()]) for k in [*METRICS, *KEPT, *COST]} for m in methods},
         "settings": {m: first[m]["settings"] for m in methods},
     }
 
@@ -158,11 +164,11 @@ def t_quantile_975(df: int) -> float:
 
 
 def table(rows: dict, columns=COLUMNS) -> str:
-    """A Markdown table in percent (seconds in seconds); rows: {method: {metric: number, or {"mean", "ci95"}}}."""
+    """A Markdown table in percent, but for steps and seconds; rows: {method: {metric: number, or {"mean", "ci95"}}}."""
 
     def cell(column, v):
         mean, ci = (v["mean"], v["ci95"]) if isinstance(v, dict) else (v, None)
-        scale = 1 if column == "seconds" else 100
+        scale = 1 if column in COST else 100
         return f"{mean * scale:.0f}" + (f" ± {ci * scale:.0f}" if ci is not None else "")
 
     lines = ["| method | " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|---" + "|---:" * len(columns) + "|"]

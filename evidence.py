@@ -25,6 +25,7 @@ TRIALS = [(0.001, 30, 150), (0.003, 10, 150), (0.003, 30, 150), (0.003, 100, 150
           (0.001, 100, 150), (0.001, 30, 300)]
 
 ABLATIONS = {
+    "sft, 50 steps": "--method sft --steps 50",
     "sft, own voice": "--method sft --voice own",
     "sdft, own voice": "--method sdft --voice own",
     "sft, all rows alike": "--method sft --f0 inf",

@@ -35,7 +35,7 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
     padded on the right, length, demo_length (B,), response and response_mask (B, R). sample(student, prompt, length) -> response
     (B, R), mask (B, R), at temperature 1. penalty(student) -> scalar, trained on as well. micro_batch: rows scored at once; the
     gradient is that of the whole batch. linear: the KL in chunks from hidden states, for large vocabularies. Returns {"loss",
-    "penalty", "grad_norm", "tokens"}; a loss or gradient that is not finite raises FloatingPointError before any weight has moved.
+    "penalty", "grad_norm", "tokens" (sampled)}; a loss or gradient that is not finite raises FloatingPointError before any weight has moved.
     """
     # 1. The student answers the bare prompts. Samples are data: no gradient flows through them.
     if alpha < 1:
@@ -58,12 +58,13 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
     # 4. One step of the optimiser.
     grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), clip).item()
     if not (math.isfinite(total + extra) and math.isfinite(grad_norm)):
+        optimizer.zero_grad(set_to_none=True)
         raise FloatingPointError(f"loss {total}, penalty {extra}, gradient norm {grad_norm}: no step was taken")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     # 5. The teacher's weights follow.
     ema_update(teacher, student, ema_decay)
-    return {"loss": total, "penalty": extra, "grad_norm": grad_norm, "tokens": int((batch.response_mask if alpha == 1 else mask).sum())}
+    return {"loss": total, "penalty": extra, "grad_norm": grad_norm, "tokens": int(mask.sum()) if alpha < 1 else 0}
 
 
 def on_policy_loss(student, teacher, batch, rows, response, mask, divergence="forward", beta=0.5, linear=False):
@@ -116,7 +117,7 @@ class TeacherGuard:
     """
 
     def __init__(self, floor, student, teacher):
-        self.floor, self.trips = floor, 0
+        self.floor = floor
         self.good = copy.deepcopy((student.state_dict(), teacher.state_dict()))
 
     def check(self, accuracy, student, teacher) -> bool:
@@ -126,7 +127,6 @@ class TeacherGuard:
             return True
         student.load_state_dict(self.good[0])
         teacher.load_state_dict(self.good[1])
-        self.trips += 1
         return False
 
 

@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -57,7 +58,7 @@ class Config:
     f0: float = option(1e-3, "share of the pretraining tokens at which a row moves at half the rate; inf: all rows alike")
     steps: int = option(150, "most steps a task")
     batch_size: int = option(64, "demonstrations a step")
-    micro_batch: int = option(0, "rows scored at once; 0 is the whole batch. The gradient is the same")
+    micro_batch: int = option(0, "rows of the loss scored at once; 0 is the whole batch. The gradient is the same")
     demonstrations: int = option(256, "training examples a task")
     voice: str = option("expert", "who speaks in the demonstrations: expert, or own (the model's own voice, which separates the methods no more)")
     divergence: str = option("forward", "forward = KL(teacher ‖ student), reverse = KL(student ‖ teacher), or jsd")
@@ -77,8 +78,8 @@ class Config:
     vocab_size: int = option(VOCAB_SIZE, "rows of embedding and head; what the tokenizer does not need is padding")
     # the machine
     preset: str = option("", "gpu: a model of 30 million parameters, 50,304 words, bf16, compiled; other options override it")
-    bf16: bool = option(False, "matrix products in bfloat16 (autocast); weights, logits and losses stay fp32")
-    compile: bool = option(False, "torch.compile the models and the loss; slow to start, and no gain on a CPU")
+    bf16: bool = option(False, "matrix products in bfloat16 (autocast), those of the head in TF32 where there is such; weights, logits and losses are fp32")
+    compile: bool = option(False, "torch.compile the forward pass of pretraining and the on-policy loss (both models in it); no gain on a CPU")
     device: str = option("auto", "auto, cpu, cuda, ...")
     threads: int = option(0, "CPU threads; 0 leaves torch's choice")
     save_every: int = option(50, "steps between checkpoints")
@@ -155,18 +156,27 @@ def autocast(config):
     return torch.autocast(config.device, torch.bfloat16, enabled=config.bf16)
 
 
+def new_model(config):
+    return GPT(GPTConfig(config.vocab_size, config.n_layer, config.n_head, config.n_embd, dropout=config.dropout)).to(config.device).eval()
+
+
+def base_path(config):
+    """Where the base model of these settings is kept: the name holds a hash of all that makes it, code included."""
+    settings = {f: getattr(config, f) for f in ("seed", "n_layer", "n_head", "n_embd", "vocab_size", "pretrain_steps", "pretrain_docs", "dropout", "bf16")}
+    here = os.path.dirname(os.path.abspath(__file__))
+    source = b"".join(open(os.path.join(here, f), "rb").read() for f in ("data.py", "model.py")) + (inspect.getsource(Muon) + inspect.getsource(pretrain)).encode()
+    digest = hashlib.sha256(json.dumps(settings).encode() + source).hexdigest()[:12]
+    return os.path.join("out", f"base-{config.seed}-{digest}.pt")
+
+
 def base_model(config, world, log):
     """The base model of a seed and a set of settings: pretrained once, then found again under out/ by a hash of all that made it.
 
     Returns the model, each token's share of its pretraining (V,), and its gates.
     """
     torch.manual_seed(config.seed)
-    model = GPT(GPTConfig(config.vocab_size, config.n_layer, config.n_head, config.n_embd, dropout=config.dropout)).to(config.device)
-    settings = {f: getattr(config, f) for f in ("seed", "n_layer", "n_head", "n_embd", "vocab_size", "pretrain_steps", "pretrain_docs", "dropout")}
-    here = os.path.dirname(os.path.abspath(__file__))
-    source = b"".join(open(os.path.join(here, f), "rb").read() for f in ("data.py", "model.py"))
-    digest = hashlib.sha256(json.dumps(settings).encode() + source).hexdigest()[:12]
-    path = os.path.join("out", f"base-{config.seed}-{digest}.pt")
+    model = new_model(config)
+    path = base_path(config)
     if os.path.exists(path):
         log.say(f"base model: {path}, made before")
         saved = torch.load(path, map_location=config.device, weights_only=True)
@@ -175,9 +185,9 @@ def base_model(config, world, log):
         log.say(f"base model: pretraining {sum(p.numel() for p in model.parameters()):,} parameters")
         log.start()
         frequency = pretrain(model, world, config, log)
-        values = gates(model, world)
         state = model.state_dict()
-        saved = {"settings": dataclasses.asdict(config), "student": state, "teacher": state, "frequency": frequency, "gates": values}
+        saved = {"settings": dataclasses.asdict(config), "student": state, "teacher": state, "frequency": frequency}
+        saved["gates"] = gates(model, world)
         save(path, saved)
         log.say(f"base model: wrote {path}")
     for name, value in saved["gates"].items():
@@ -243,7 +253,10 @@ def dream(model, n):
     start = torch.full((n, 1), PROMPT, device=model.head.weight.device)
     written, mask = model.generate(start, torch.ones_like(start[:, 0]), 16, end=ANSWER)
     rows = [[PROMPT, *r[: sum(m)]] for r, m in zip(written.tolist(), mask.tolist())]
-    prompt, length = (t.to(start.device) for t in pad([r for r in rows if r[-1] == ANSWER and END not in r]))
+    rows = [r for r in rows if r[-1] == ANSWER and END not in r]
+    if not rows:
+        fail("self-replay: none of the model's dreams is a prompt; pretrain it longer (--pretrain-steps), or leave --self-replay out")
+    prompt, length = (t.to(start.device) for t in pad(rows))
     return prompt, length, *model.generate(prompt, length, MAX_NEW, END)
 
 
@@ -271,7 +284,11 @@ def learn(config):
     path = os.path.join(config.out, "checkpoint.pt")
     saved = load_checkpoint(path) if config.resume else None
     log = Log(config, saved["log_bytes"] if saved else 0)
-    student, frequency, gate = base_model(config, world, log)
+    if saved:                                              # the base model is in the checkpoint: it is not made or looked for again
+        student, frequency, gate = new_model(config), saved["frequency"], saved["gates"]
+        student.load_state_dict(saved["base"])
+    else:
+        student, frequency, gate = base_model(config, world, log)
     probe = Probe(world, stream, student)
     teacher = copy.deepcopy(student).requires_grad_(False)
     if config.compile:                                     # dynamic: other lengths must not compile it again, nor lengths that happen to be equal
@@ -296,26 +313,36 @@ def learn(config):
         dreams = tuple(t.to(config.device) for t in dreams)
     else:
         probe.measure(student, teacher, done, 0)
-    log.start(done["seconds"])
+    log.start(done["seconds"], sum(done["steps"]) + step)
 
     def checkpoint():
         done["seconds"] = round(log.seconds(), 2)
         save(path, {"settings": dataclasses.asdict(config), "student": student.state_dict(), "teacher": teacher.state_dict(),
                     "previous": previous.state_dict(), "optimizer": optimizer.state_dict(), "good": guard.good, "dreams": dreams,
-                    "frequency": frequency, "done": done, "task": task, "step": step, "recent": recent,
+                    "base": probe.reference.state_dict(), "frequency": frequency, "gates": gate, "done": done, "task": task, "step": step, "recent": recent,
                     "python_rng": rng.getstate(), "torch_rng": torch.get_rng_state(),
                     "cuda_rng": torch.cuda.get_rng_state_all(), "log_bytes": log.bytes()})
 
     if not saved:
+        result_path = os.path.join(config.out, "result.json")
+        if os.path.exists(result_path):                    # of an older run: this one's comes when it has ended
+            os.remove(result_path)
         checkpoint()
     alpha = 1.0 if config.method == "sft" else config.alpha
     decay = {"ema": config.ema_decay, "live": 0.0, "frozen": 1.0}[config.teacher]
-    stop = []                                              # Ctrl-C: the step is finished, saved, and then the run ends
-    signal.signal(signal.SIGINT, lambda *_: stop.append(True))
+    stop = []
+
+    def interrupt(*_):                                     # Ctrl-C: the step is finished, saved, and then the run ends; a second one ends it at once
+        stop.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, interrupt)
     while task < len(stream):
         if step == 0:
             previous.load_state_dict(student.state_dict())
             dreams, recent = dream(previous, DREAMS) if config.self_replay else (), []
+            for group, lr in zip(optimizer.param_groups, (config.lr, config.embed_lr)):     # what a guard has halved
+                group["lr"] = lr
         examples = rng.sample(stream[task].train, min(config.batch_size, len(stream[task].train)))
         batch = collate(examples).to(config.device)
         penalty, draw = None, sample
@@ -344,6 +371,7 @@ def learn(config):
             done["teacher_curve"].append([sum(done["steps"]) + step, right])
             if config.method == "sdft" and not guard.check(right, student, teacher):
                 done["guard_trips"] += 1
+                recent, over = [], step == config.steps    # agreement with a broken teacher is no reason to stop
                 for group in optimizer.param_groups:
                     group["lr"] /= 2
                 log.say(f"task {task + 1} step {step}: the teacher answers {right:.0%} of its demonstrations rightly: rolled back, rates halved")
@@ -365,6 +393,7 @@ def learn(config):
     result = {"method": run_name(config), "settings": dataclasses.asdict(config), **provenance(), "gates": gate,
               "families": [t.family for t in stream], **continual_metrics(done["R"]), **ratio, **done}
     write_json(os.path.join(config.out, "result.json"), result)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return result
 
 
@@ -422,9 +451,9 @@ class Log:
         if at == 0:
             self.write({"settings": dataclasses.asdict(config)} | provenance())
 
-    def start(self, already=0.0):
+    def start(self, already=0.0, step=0):
         self.began = time.perf_counter() - already
-        self.last = time.perf_counter(), 0
+        self.last = time.perf_counter(), step
 
     def seconds(self):
         return time.perf_counter() - self.began
@@ -460,11 +489,14 @@ def run_name(config):
 def provenance() -> dict:
     """What a figure must be kept with: command, versions, commit, kind of machine."""
     here = os.path.dirname(os.path.abspath(__file__))
-    git = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    try:
+        commit = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    except OSError:                                        # no git here
+        commit = ""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "command": " ".join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "machine": gpu or f"{os.cpu_count()}-core {platform.machine()} CPU",
     }
@@ -514,7 +546,7 @@ def parse(argv=None) -> Config:
 PRESETS = {"": {}, "gpu": {"n_layer": 6, "n_head": 8, "n_embd": 256, "vocab_size": 50_304, "bf16": True, "compile": True, "batch_size": 256}}
 MANY = 10**9
 RANGES = {
-    "replay": (0, 1), "tasks": (1, 30), "seed": (0, MANY), "lr": (0, 1e3), "embed_lr": (0, 1e6), "f0": (1e-12, float("inf")),
+    "replay": (0, 1), "tasks": (1, 27), "seed": (0, MANY), "lr": (0, 1e3), "embed_lr": (0, 1e6), "f0": (1e-12, float("inf")),
     "steps": (1, MANY), "batch_size": (1, MANY), "micro_batch": (0, MANY),
     "demonstrations": (2, MANY), "beta": (1e-6, 1 - 1e-6), "alpha": (0, 1), "ema_decay": (0, 1), "converged": (0, 1e3), "guard": (0, 1),
     "n_layer": (1, 1000), "n_head": (1, 1000), "n_embd": (2, 100_000), "vocab_size": (VOCAB_SIZE, MANY),
@@ -539,6 +571,8 @@ def main(argv=None):
     config = parse(argv)
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.bf16:
+        torch.set_float32_matmul_precision("high")
     try:
         with locked(config.out):
             if config.method == "base":

@@ -59,8 +59,21 @@ def test_cached_generation_equals_recomputing_every_token():
             so_far.append(token)
 
 
-def test_cached_logits_equal_uncached_logits():
-    """The distribution of the sampled token itself: sampling frequencies of one row against the softmax."""
+def test_cached_logits_equal_uncached_logits(monkeypatch):
+    gpt = random_gpt()
+    tokens, length = prompts()
+    cached, logits = [], gpt.logits
+    monkeypatch.setattr(gpt, "logits", lambda x: cached.append(logits(x)) or cached[-1])
+    torch.manual_seed(0)
+    response, _ = gpt.generate(tokens, length, 8, end=-1)
+    monkeypatch.undo()
+    for row, n in enumerate(length):
+        whole = gpt(torch.cat([tokens[row, :n], response[row]])[None])[0]
+        for i, step in enumerate(cached):
+            torch.testing.assert_close(step[row], whole[n - 1 + i], rtol=1e-3, atol=1e-3)
+
+
+def test_samples_follow_the_distribution():
     gpt = random_gpt(vocab=16, n_embd=16)
     tokens = torch.tensor([[3, 1, 4, 1, 5]]).repeat(20000, 1)
     torch.manual_seed(0)

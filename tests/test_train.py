@@ -147,6 +147,44 @@ def test_the_log_begins_with_what_the_run_is(here):
     assert first["settings"]["seed"] == 3 and {"command", "commit", "versions", "machine"} <= first.keys()
 
 
+def test_resume_needs_no_cached_base_and_remembers_the_guard(here, monkeypatch):
+    """With trips, with convergence, and with the base model's cache gone."""
+    options = ["--guard", "0.9", "--converged", "0.5", "--steps", "30", "--tasks", "1"]
+    straight = run("--out", "straight", *options)
+    count, step = [0], sdft.sdft_step
+
+    def killed(*args, **kwargs):
+        count[0] += 1
+        if count[0] == 12:
+            raise SystemError("killed")
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(sdft, "sdft_step", killed)
+    with pytest.raises(SystemError):
+        run("--out", "killed", *options, "--save-every", "5")
+    monkeypatch.setattr(sdft, "sdft_step", step)
+    for path in (here / "out").iterdir():
+        path.unlink()
+    resumed = run("--out", "killed", "--resume", *options)
+    assert straight["guard_trips"] > 0
+    for key in ("R", "teacher_curve", "steps", "guard_trips", "drift_base"):
+        assert resumed[key] == straight[key], key
+
+
+def test_a_new_run_in_an_old_folder_leaves_no_old_result(here, monkeypatch):
+    run("--out", "a")
+    monkeypatch.setattr(sdft, "sdft_step", lambda *a, **k: (_ for _ in ()).throw(SystemError("killed")))
+    with pytest.raises(SystemError):
+        run("--out", "a")
+    assert not os.path.exists("a/result.json")
+
+
+def test_a_small_loss_with_a_broken_teacher_does_not_end_a_task(here):
+    """Student and teacher of an untrained model agree at once; the guard says that this is not convergence."""
+    result = run("--out", "a", "--guard", "0.9", "--converged", "9", "--steps", "30", "--tasks", "1")
+    assert result["steps"] == [30] and result["guard_trips"] > 0
+
+
 def test_a_base_model_is_made_once_and_not_reused_for_other_settings(here):
     run("--out", "a")
     (path,) = (here / "out").iterdir()
@@ -221,12 +259,12 @@ def test_the_guard_acts(here):
     result = run("--out", "a", "--guard", "0.9")
     assert result["guard_trips"] == 4
     state = torch.load("a/checkpoint.pt", weights_only=True)
-    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(train.Config.lr / 2**4)
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(train.Config.lr / 2**2)                          # two looks a task; the next task starts afresh
 
 
 @pytest.mark.parametrize("options, message", [
     (["--lr", "nan"], "--lr nan: must be from 0"), (["--batch-size", "0"], "--batch-size 0"), (["--alpha", "1.5"], "--alpha 1.5"),
-    (["--beta", "0"], "--beta 0.0"), (["--tasks", "31"], "--tasks 31"), (["--method", "sft", "--alpha", "0.5"], "--alpha 0.5"),
+    (["--beta", "0"], "--beta 0.0"), (["--tasks", "28"], "--tasks 28"), (["--method", "sft", "--alpha", "0.5"], "--alpha 0.5"),
     (["--method", "ppo"], "invalid choice: 'ppo'"), (["--n-embd", "30", "--n-head", "4"], "--n-embd 30"), (["--bogus"], "--bogus"), (["--self-replay", "--replay", "0.1"], "--self-replay and --replay"),
     (["--method", "sft", "--off-policy"], "--off-policy"), (["--steps", "x"], "--steps"),
 ])
