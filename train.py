@@ -311,6 +311,7 @@ def learn(config):
         torch.set_rng_state(saved["torch_rng"])
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
         dreams = tuple(t.to(config.device) for t in dreams)
+        log.say(f"going on at task {task + 1} step {step}" if task < len(stream) else "all tasks were learned before")
     else:
         probe.measure(student, teacher, done, 0)
     log.start(done["seconds"], sum(done["steps"]) + step)
@@ -393,6 +394,7 @@ def learn(config):
     result = {"method": run_name(config), "settings": dataclasses.asdict(config), **provenance(), "gates": gate,
               "families": [t.family for t in stream], **continual_metrics(done["R"]), **ratio, **done}
     write_json(os.path.join(config.out, "result.json"), result)
+    log.say(f"wrote {config.out}/result.json")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return result
 
