@@ -25,11 +25,11 @@ TRIALS = [(0.001, 30, 150), (0.003, 10, 150), (0.003, 30, 150), (0.003, 100, 150
           (0.001, 100, 150), (0.001, 30, 300)]
 
 ABLATIONS = {
-    "sft, 50 steps": "--method sft --steps 50",
     "sft, own voice": "--method sft --voice own",
     "sdft, own voice": "--method sdft --voice own",
-    "sft, all rows alike": "--method sft --f0 inf",
     "sdft, all rows alike": "--method sdft --f0 inf",
+    "sft, 50 steps": "--method sft --steps 50",
+    "sft, all rows alike": "--method sft --f0 inf",
     "sdft, off-policy": "--method sdft --off-policy",
     "sft+replay 5 %": "--method sft --replay 0.05",
     "sft+self-replay": "--method sft --self-replay",
@@ -46,9 +46,9 @@ def runs(experiment) -> dict:
         return {(TUNING_SEED, f"{m} {name}"): f"{options} --tasks 5 --lr {lr} --embed-lr {embed} --steps {steps}"
                 for m, options in METHODS.items() for (lr, embed, steps), name in names.items()}
     if experiment == "demo":
-        return {(seed, m): options for seed in SEEDS for m, options in METHODS.items()}
+        return {(seed, m): options for m, options in METHODS.items() for seed in SEEDS}
     if experiment == "twenty":
-        return {(seed, m): f"{options} --tasks 20" for seed in SEEDS[:3] for m, options in METHODS.items() if m != "sdft+self-replay"}
+        return {(seed, m): f"{options} --tasks 20" for m in ("sdft", "sft") for options in [METHODS[m]] for seed in SEEDS[:3]}
     if experiment == "ablations":
         return {(seed, name): options for name, options in ABLATIONS.items() for seed in SEEDS[:3]}
 
