@@ -22,7 +22,8 @@ import torch
 from sdft import distill_loss, divergence, divergence_reference, linear_distill_loss, triton
 
 KINDS = ("forward", "reverse", "jsd")
-N, V, D = 2048, 50257, 128                                # of the linear loss on a CPU
+N, D = 2048, 128                                          # of the linear loss on a CPU
+CHUNKS = {50257: (0, 128, 256, 512, 1024), 8192: (0, 256), 1024: (0, 256)}                       # by vocabulary; 0: whole logits
 
 
 def logits(rows, columns, noise, **options):
@@ -54,7 +55,7 @@ def time_operator_on_cpu(kind, noise, rounds=60):
     return {"divergence": kind, "mean_divergence": mean} | {f"{name}_ms": statistics.median(t[5:]) for name, t in times.items()}
 
 
-def linear_in_this_process(chunk):
+def linear_in_this_process(V, chunk):
     """Runs in a process of its own: memory that one loss has touched stays with the process. chunk 0: whole logits."""
     torch.manual_seed(0)
     hidden, head = torch.randn(N, D, requires_grad=True), torch.randn(V, D) / D**0.5
@@ -79,7 +80,7 @@ def linear_in_this_process(chunk):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     loss = step(N)
-    return {"chunk": chunk, "seconds": time.perf_counter() - start, "loss": loss,
+    return {"V": V, "chunk": chunk, "seconds": time.perf_counter() - start, "loss": loss,
             "extra_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
 
 
@@ -88,20 +89,19 @@ def bench_cpu(rounds=3):
     print("operator, 600 tokens of 960 words, forward and backward\n\n   divergence   mean      eager ms  operator ms")
     for r in operator:
         print(f"   {r['divergence']:<11}{r['mean_divergence']:9.2e}{r['eager_ms']:10.2f}{r['operator_ms']:12.2f}")
-    print(f"\nlinear loss, {N} tokens of {V} words, width {D}, forward and backward: best of {rounds}, a process each\n")
-    print("   chunk   seconds   extra MB   memory of eager / this")
+    print(f"\nlinear loss, {N} tokens, width {D}, forward and backward: best of {rounds}, a process each\n")
+    print("   words   chunk   seconds   extra MB   memory of eager / this")
     linear = []
-    runs = {chunk: [] for chunk in (0, 128, 256, 512, 1024)}
+    runs = {(V, chunk): [] for V, chunks in CHUNKS.items() for chunk in chunks}
     for _ in range(rounds):
-        for chunk in runs:                                # in turns, again
-            child = subprocess.run([sys.executable, os.path.abspath(__file__), "--chunk", str(chunk)], capture_output=True, text=True,
-                                   check=True)
-            runs[chunk].append(json.loads(child.stdout))
-    for chunk, results in runs.items():
-        linear.append({"chunk": chunk, "loss": results[0]["loss"], "seconds": min(r["seconds"] for r in results),
+        for V, chunk in runs:                             # in turns, again
+            command = [sys.executable, os.path.abspath(__file__), "--linear", str(V), str(chunk)]
+            runs[V, chunk].append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    for (V, chunk), results in runs.items():
+        linear.append({"V": V, "chunk": chunk, "loss": results[0]["loss"], "seconds": min(r["seconds"] for r in results),
                        "extra_mb": max(r["extra_mb"] for r in results)})
-        r = linear[-1]
-        print(f"   {chunk or 'whole':<8}{r['seconds']:7.2f}{r['extra_mb']:11.0f}{linear[0]['extra_mb'] / r['extra_mb']:14.1f}")
+        r, whole = linear[-1], next(r for r in linear if r["V"] == V)
+        print(f"   {V:<8}{chunk or 'whole':<8}{r['seconds']:7.2f}{r['extra_mb']:11.0f}{whole['extra_mb'] / max(r['extra_mb'], 1e-9):14.1f}")
     return {"operator": operator, "linear": linear}
 
 
@@ -174,10 +174,10 @@ def main():
     device = "gpu" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=f"results/kernel_{device}.json", help="where the JSON goes (default: %(default)s)")
-    parser.add_argument("--chunk", type=int, help="measure one chunk of the linear loss here (used by the program itself)")
+    parser.add_argument("--linear", type=int, nargs=2, metavar=("V", "CHUNK"), help="measure one linear loss here (used by the program itself)")
     args = parser.parse_args()
-    if args.chunk is not None:
-        print(json.dumps(linear_in_this_process(args.chunk)))
+    if args.linear:
+        print(json.dumps(linear_in_this_process(*args.linear)))
         return
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
                             cwd=os.path.dirname(os.path.abspath(__file__))).stdout.strip()
