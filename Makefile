@@ -29,7 +29,7 @@ $(OUT)/sdft+self-replay:
 	$(PY) train.py --method sdft --self-replay --seed $(SEED) --threads 1 --out $@ $(ARGS)
 
 results: .venv/ready
-	for e in tune demo ablations twenty; do $(PY) evidence.py $$e || exit 1; done
+	for e in tune demo ablations; do $(PY) evidence.py $$e || exit 1; done
 	$(PY) tests/bench_step.py
 	$(PY) tests/bench_kernel.py
 	$(PY) eval.py --readme

@@ -332,7 +332,6 @@ BLOCKS = {
     "demo": ("demo", demo_text),
     "gates": ("demo", gates_text),
     "tune": ("tune", lambda figures: table(figures["methods"], SHORT)),
-    "twenty": ("twenty", lambda figures: table(figures["methods"], SHORT)),
     "ablations": ("ablations", lambda figures: table(figures["methods"], SHORT)),
     "step": ("step_cpu", step_text),
     "kernel": ("kernel_cpu", kernel_text),
