@@ -35,7 +35,7 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
     padded on the right, length, demo_length (B,), response and response_mask (B, R). sample(student, prompt, length) -> response
     (B, R), mask (B, R), at temperature 1. penalty(student) -> scalar, trained on as well. micro_batch: rows scored at once; the
     gradient is that of the whole batch. linear: the KL in chunks from hidden states, for large vocabularies. Returns {"loss",
-    "penalty", "grad_norm", "tokens" (sampled)}; a loss or gradient that is not finite raises FloatingPointError before any weight has moved.
+    "penalty", "grad_norm", "sampled", "tokens" (of the loss)}; a loss or gradient that is not finite raises FloatingPointError before any weight has moved.
     """
     # 1. The student answers the bare prompts. Samples are data: no gradient flows through them.
     if alpha < 1:
@@ -64,7 +64,8 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
     optimizer.zero_grad(set_to_none=True)
     # 5. The teacher's weights follow.
     ema_update(teacher, student, ema_decay)
-    return {"loss": total, "penalty": extra, "grad_norm": grad_norm, "tokens": int(mask.sum()) if alpha < 1 else 0}
+    sampled = int(mask.sum()) if alpha < 1 else 0
+    return {"loss": total, "penalty": extra, "grad_norm": grad_norm, "sampled": sampled, "tokens": sampled or int(batch.response_mask.sum())}
 
 
 def on_policy_loss(student, teacher, batch, rows, response, mask, divergence="forward", beta=0.5, linear=False):

@@ -365,7 +365,7 @@ def learn(config):
         # ---- what follows is watching, logging, saving
         step += 1
         recent = [*recent[-19:], figures["loss"]]
-        done["generated_tokens"] += figures["tokens"]
+        done["generated_tokens"] += figures["sampled"]
         over = step == config.steps or (len(recent) == 20 and np.mean(recent) < config.converged)
         if step % config.watch_every == 0 or over:
             right = shown_accuracy(teacher, batch, examples)

@@ -149,7 +149,7 @@ def test_alpha_one_is_sft_and_samples_nothing(batch):
         logits = reference(torch.cat([batch.prompt[row, :n], r])[None])[0, n - 1 : -1]
         nll.append(F.cross_entropy(logits, r, reduction="sum"))
     assert figures["loss"] == pytest.approx((sum(nll) / batch.response_mask.sum()).item(), rel=1e-5)
-    assert figures["tokens"] == 0
+    assert figures["sampled"] == 0 and figures["tokens"] == batch.response_mask.sum()
 
 
 def test_teacher_gets_no_gradient_and_follows_by_ema(batch):
