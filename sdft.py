@@ -35,7 +35,8 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
     padded on the right, length, demo_length (B,), response and response_mask (B, R). sample(student, prompt, length) -> response
     (B, R), mask (B, R), at temperature 1. penalty(student) -> scalar, trained on as well. micro_batch: rows scored at once; the
     gradient is that of the whole batch. linear: the KL in chunks from hidden states, for large vocabularies. Returns {"loss",
-    "penalty", "grad_norm", "sampled", "tokens" (of the loss)}; a loss or gradient that is not finite raises FloatingPointError before any weight has moved.
+    "penalty", "grad_norm", "sampled" and "tokens" (of the loss)}. A loss or gradient that is not finite raises FloatingPointError
+    before any weight has moved.
     """
     # 1. The student answers the bare prompts. Samples are data: no gradient flows through them.
     if alpha < 1:
