@@ -26,14 +26,16 @@ from model import GPT, GPTConfig
 # ---------------------------------------------------------------------------------------------------------------------
 # One model, some examples.
 
+MAX_NEW = 16                      # tokens of an answer, sampled or greedy
 
-def answers(model, examples, shown=False, batch=256, n_new=16) -> list[str]:
+
+def answers(model, examples, shown=False, batch=256) -> list[str]:
     """Greedy answers to the bare prompts, or to the prompts behind their demonstrations."""
     said = []
     for i in range(0, len(examples), batch):
         b = collate(examples[i : i + batch]).to(model.head.weight.device)
         prompt, length = (b.demo_prompt, b.demo_length) if shown else (b.prompt, b.length)
-        response, _ = model.generate(prompt, length, n_new, END, temperature=0)
+        response, _ = model.generate(prompt, length, MAX_NEW, END, temperature=0)
         said += [decode(r) for r in response.tolist()]
     return said
 
@@ -259,7 +261,7 @@ def show_teacher(path, n=3):
     tasks = World(settings["seed"]).stream(settings["tasks"] + n)[settings["tasks"] :]         # tasks that it has not been taught yet
     for task in tasks:
         b = collate([task.train[0]])
-        response, mask = student.generate(b.prompt, b.length, 16, END)
+        response, mask = student.generate(b.prompt, b.length, MAX_NEW, END)
         q, p = (sdft.score(m, x, l, response)[0].softmax(-1) for m, x, l in ((student, b.prompt, b.length), (teacher, b.demo_prompt, b.demo_length)))
         kl = sdft.distill_loss(q.log()[None], p.log()[None], mask)
         print(f"\nthe student sees   {TOKENIZER.decode(b.prompt[0].tolist())}\nthe teacher sees   {TOKENIZER.decode(b.demo_prompt[0].tolist())}")

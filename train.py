@@ -30,10 +30,9 @@ import torch.nn.functional as F
 
 import sdft
 from data import ANSWER, END, PROMPT, VOCAB_SIZE, World, collate, decode, grade, in_own_voice, pack, pad, text_example
-from eval import GATES, accuracy, answers, continual_metrics, fail, load_checkpoint, well_formed, write_json
+from eval import GATES, MAX_NEW, accuracy, answers, continual_metrics, fail, load_checkpoint, well_formed, write_json
 from model import GPT, GPTConfig
 
-MAX_NEW = 16                      # tokens of a sampled answer
 DREAMS = 1024                     # prompts that self-replay dreams before each task
 LINEAR_FROM = 8192                # size of vocabulary from which the loss is made in chunks, from hidden states
 
@@ -251,7 +250,7 @@ def dream(model, n):
     mask (n', R), n' <= n: what did not become a prompt is dropped.
     """
     start = torch.full((n, 1), PROMPT, device=model.head.weight.device)
-    written, mask = model.generate(start, torch.ones_like(start[:, 0]), 16, end=ANSWER)
+    written, mask = model.generate(start, torch.ones_like(start[:, 0]), MAX_NEW, end=ANSWER)
     rows = [[PROMPT, *r[: sum(m)]] for r, m in zip(written.tolist(), mask.tolist())]
     rows = [r for r in rows if r[-1] == ANSWER and END not in r]
     if not rows:
