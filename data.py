@@ -383,7 +383,7 @@ def pack(documents: list[tuple[list[int], int]], width: int = 128):
 
 if __name__ == "__main__":
     world = World(0)
-    for i, task in enumerate(world.stream(10, 1, 1), 1):
+    for i, task in enumerate(world.stream(10), 1):
         names = ", ".join(dict.fromkeys(k if isinstance(k, str) else k[0] for k in task.items))
         example = task.train[0]
         print(f"task {i:2d} {task.family:12s} {names}")

@@ -1,7 +1,7 @@
 """Measure: accuracy of a model, the metrics of continual learning, tables and pictures made from runs on disk.
 
     python eval.py out/demo                                         the table of the runs in a folder; their pictures drawn again
-    python eval.py --ask out/demo/sdft "zorp: c a d b"              what a trained model answers
+    python eval.py --ask out/demo/sdft "kute: c a d b"              what a trained model answers
     python eval.py --show-teacher out/demo/sdft                     what student and teacher see, sample and believe, token by token
     python eval.py --collect out/demo-0 out/demo-1 --to results/demo.json    mean, std and interval over seeds
     python eval.py --readme                                         write the tables of results/ into README.md
@@ -220,7 +220,7 @@ def draw(runs: dict, path):
 
 def load_checkpoint(path) -> dict:
     """A checkpoint of train.py: tensors and plain values alone (weights_only: a file that would execute code is refused)."""
-    if os.path.isdir(path):
+    if not path.endswith(".pt"):
         path = os.path.join(path, "checkpoint.pt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -295,7 +295,7 @@ def demo_text(figures):
     sft, ours = figures["methods"]["sft"], figures["methods"]["sdft"]
     return (
         f"After ten tasks SFT has kept {percent(sft['base_retention'])} of what the model could do before, SDFT {percent(ours['base_retention'])}; "
-        f"SFT has forgotten {percent(sft['forgetting'])} of the tasks it was taught, SDFT {percent(ours['forgetting'])}. "
+        f"its accuracy on the tasks it was taught has fallen by {percent(sft['forgetting'])}, SDFT's by {percent(ours['forgetting'])}. "
         f"(Mean over {len(figures['seeds'])} seeds of base model, world and stream, ± half of the 95 % t-interval; in the table too, in percent.)\n\n"
         + table(figures["methods"]))
 

@@ -542,6 +542,8 @@ def parse(argv=None) -> Config:
     config.steps = config.steps or {"sft": 300}.get(config.method, 150)
     if config.device == "auto":
         config.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {config.device}: this machine or this build of torch has no CUDA; leave it out for the CPU")
     return config
 
 
