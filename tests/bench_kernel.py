@@ -19,7 +19,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 
-from sdft import distill_loss, divergence, divergence_reference, linear_distill_loss, triton
+from sdft import divergence, divergence_reference, linear_distill_loss, triton
 
 KINDS = ("forward", "reverse", "jsd")
 N, D = 2048, 128                                          # of the linear loss on a CPU

@@ -11,7 +11,7 @@ import torch
 
 import data
 from conftest import ROOT
-from data import ACTIONS, END, STATES, TOKENIZER, Example, World, collate, content, decode, encode, expert_voice, grade, in_own_voice, own_voice, pack, pad, prompt_ids
+from data import ACTIONS, END, STATES, TOKENIZER, Example, World, collate, decode, encode, expert_voice, grade, in_own_voice, own_voice, pack, pad, prompt_ids
 
 
 def test_doctests():

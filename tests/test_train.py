@@ -39,6 +39,19 @@ def run(*options):
     return train.learn(train.parse([*TINY, *options]))
 
 
+def raise_after(monkeypatch, steps, error):
+    """Lets some steps of training pass; the next one raises."""
+    count, step = [0], sdft.sdft_step
+
+    def counted(*args, **kwargs):
+        if count[0] == steps:
+            raise error
+        count[0] += 1
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(sdft, "sdft_step", counted)
+
+
 def test_muon_agrees_with_torch():
     """torch.optim.Muon computes in bf16 (8 bits of mantissa): the directions agree to a few percent."""
     torch.manual_seed(0)
@@ -111,15 +124,8 @@ def test_replay_of_an_unchanged_model_costs_nothing():
 @pytest.mark.parametrize("killed_at", [1, 3, 4, 5, 7])
 def test_a_killed_run_resumed_equals_the_straight_run_bit_for_bit(here, monkeypatch, options, killed_at):
     straight = run(*options, "--out", "straight")
-    count, step = [0], sdft.sdft_step
-
-    def killed(*args, **kwargs):
-        if count[0] == killed_at:
-            raise SystemError("killed")
-        count[0] += 1
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(sdft, "sdft_step", killed)
+    step = sdft.sdft_step
+    raise_after(monkeypatch, killed_at, SystemError("killed"))
     with pytest.raises(SystemError):
         run(*options, "--out", "killed", "--save-every", "2")                               # not every step: some work is done again
     monkeypatch.setattr(sdft, "sdft_step", step)
@@ -151,15 +157,8 @@ def test_resume_needs_no_cached_base_and_remembers_the_guard(here, monkeypatch):
     """With trips, with convergence, and with the base model's cache gone."""
     options = ["--guard", "0.9", "--converged", "0.5", "--steps", "30", "--tasks", "1"]
     straight = run("--out", "straight", *options)
-    count, step = [0], sdft.sdft_step
-
-    def killed(*args, **kwargs):
-        count[0] += 1
-        if count[0] == 12:
-            raise SystemError("killed")
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(sdft, "sdft_step", killed)
+    step = sdft.sdft_step
+    raise_after(monkeypatch, 11, SystemError("killed"))
     with pytest.raises(SystemError):
         run("--out", "killed", *options, "--save-every", "5")
     monkeypatch.setattr(sdft, "sdft_step", step)
@@ -196,15 +195,7 @@ def test_a_base_model_is_made_once_and_not_reused_for_other_settings(here):
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(here, monkeypatch, capsys):
-    count, step = [0], sdft.sdft_step
-
-    def diverges(*args, **kwargs):
-        count[0] += 1
-        if count[0] == 4:
-            raise FloatingPointError("loss nan, gradient norm nan: no step was taken")
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(sdft, "sdft_step", diverges)
+    raise_after(monkeypatch, 3, FloatingPointError("loss nan, gradient norm nan: no step was taken"))
     with pytest.raises(SystemExit) as e:
         run("--out", "a")
     assert e.value.code == 2 and "loss nan" in capsys.readouterr().err
