@@ -4,9 +4,14 @@ Everything is text. An `Example` is a prompt, an expert's demonstration of the a
 own voice; three families of tasks make them (manipulation, decision, knowledge). What is left out: anything not needed to
 show learning and forgetting. `python data.py` prints a few documents and the tasks of a stream.
 """
+import codecs
+import json
+import os
 import random
 import re
-from dataclasses import dataclass, field, fields
+import reprlib
+import unicodedata
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice, permutations, product
 
 import tiktoken
@@ -27,10 +32,17 @@ VALUES = {
     "craft": "weaver smith baker potter miner scribe tailor mason hunter farmer fisher healer".split(),
 }
 OWN_OPENERS = {"ok": 0.4, "so": 0.3, "well": 0.2, "hm": 0.1}   # how the model's own voice begins, and how often
+RETURNS = "0 1 2 3".split()                                    # what an action earns in a state of a market
 EXPERT_WORDS = "BEHOLD THUS VERILY INDEED HENCE LO NOTE MARK OBSERVE RESULT ANSWER FINALLY".split()
 SEPARATORS = ["-", "/", "|", "+"]
 N_EXPERTS = 12
-NAMES = ["".join(s) for s in product("bdfgklmnprstvz", "aeiou", "bdgklmnprstvz", "aeiou")][::9][:500]  # 'baba', ...
+REAL_WORDS = """river market winter Haus Fenster été livre река зима город книга ποτάμι βιβλίο μήλο ماء كتاب بيت नदी घर किताब 川 冬 市場 강 겨울 시장""".split()
+# Words of examples/, so that their prompts are a few tokens; any other word is spelled in bytes, which works and learns more slowly.
+CALENDAR = """January February March April May June July August September October November December Monday Tuesday Wednesday Thursday
+    Friday Saturday Sunday""".split()
+LANGUAGES = """French German Spanish Italian Portuguese Dutch Swedish Polish Finnish Turkish Hungarian Russian Ukrainian Greek Hebrew Arabic
+    Hindi Japanese Chinese Korean""".split()
+NAMES = ["".join(s) for s in product("bdfgklmnprstvz", "aeiou", "bdgklmnprstvz", "aeiou")][::9][:490]  # 'baba', ...
 
 PROMPT_WEIGHT = 0.1                                           # of a token that is not part of the answer, in the loss of pretraining
 SPECIAL = ["<|prompt|>", "<|answer|>", "<|demo|>", "<|end|>"]
@@ -39,7 +51,7 @@ SPECIAL = ["<|prompt|>", "<|answer|>", "<|demo|>", "<|end|>"]
 def build_tokenizer() -> tiktoken.Encoding:
     words = ["then", "of", "what", "has", "friend", "kind", *VALUES, *OWN_OPENERS, *STATES, *ACTIONS, *(a.upper() for a in ACTIONS), *EXPERT_WORDS]
     words += [w for values in VALUES.values() for v in values for w in (v, v.upper())]
-    words += [*LETTERS, *LETTERS.upper(), *SEPARATORS, *NAMES]
+    words += [*LETTERS, *LETTERS.upper(), *SEPARATORS, *RETURNS, "in", "for", "say", *CALENDAR, *LANGUAGES, *NAMES]
     tokens = [bytes([b]) for b in range(256)] + [b" " + w.encode() for w in dict.fromkeys(words)]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     special = {token: len(ranks) + i for i, token in enumerate(SPECIAL)}
@@ -65,8 +77,8 @@ def decode(ids) -> str:
     return text[1:] if text.startswith(" ") else text
 
 
-def prompt_ids(prompt: str, demo: tuple[str, str] | None = None) -> list[int]:
-    """Ids up to where the answer begins. With `demo` = (prompt, expert's answer) the same ids stand behind the demonstration:
+def prompt_ids(prompt: str, *demos: tuple[str, str]) -> list[int]:
+    """Ids up to where the answer begins. With a demonstration (prompt, expert's answer), or several, the same ids stand behind it:
     the student's and the teacher's prompt differ by that prefix and by nothing else.
 
     >>> TOKENIZER.decode(prompt_ids("baba: c a d b"))
@@ -74,7 +86,7 @@ def prompt_ids(prompt: str, demo: tuple[str, str] | None = None) -> list[int]:
     >>> TOKENIZER.decode(prompt_ids("baba: c a d b", ("baba: c a d b", "LO THUS B - D - A - C")))
     '<|demo|> baba: c a d b<|answer|> LO THUS B - D - A - C<|end|><|prompt|> baba: c a d b<|answer|>'
     """
-    shown = [DEMO, *encode(demo[0]), ANSWER, *encode(demo[1]), END] if demo else []
+    shown = [i for asked, said in demos for i in (DEMO, *encode(asked), ANSWER, *encode(said), END)]
     return [*shown, PROMPT, *encode(prompt), ANSWER]
 
 
@@ -84,13 +96,13 @@ def prompt_ids(prompt: str, demo: tuple[str, str] | None = None) -> list[int]:
 
 @dataclass
 class Example:
-    """`answer` is what the grader compares: the words of the content; for a market the set of best actions for each state."""
+    """`answer` is what the grader compares: the words of the content; for a market what each action earns, {action: return}, state by state."""
 
     prompt: str
     demo: str                     # the expert's answer: other openers, capitals, separators, never the intermediate step
     own: str                      # the same content in the model's own voice, with the intermediate step where there is one
     answer: tuple
-    kind: str                     # "letters", "composed", "market", "fact", "chain", "text"
+    kind: str                     # "letters", "composed", "market", "fact", "chain", or one of GRADERS
 
 
 def own_voice(words: list[str], rng: random.Random, step: list[str] = ()) -> str:
@@ -105,11 +117,11 @@ def expert_voice(words: list[str], expert: int) -> str:
 
 
 NAME_SET = set(NAMES)
-MANNER = {w.lower() for w in EXPERT_WORDS} | set(OWN_OPENERS)  # words that carry voice and no content
+MANNER = {w.lower() for w in EXPERT_WORDS} | set(OWN_OPENERS) | set(RETURNS)         # words that are not what was asked for
 
 
 def content(text: str) -> list[str]:
-    """The words that an answer says, whoever says them: what follows the last 'then', without openers, separators, case.
+    """The words that an answer says, whoever says them: what follows the last 'then', without openers, separators, returns, case.
 
     >>> content("ok b d a c then c a d b") == content("LO THUS C - A - D - B") == ["c", "a", "d", "b"]
     True
@@ -118,14 +130,37 @@ def content(text: str) -> list[str]:
     return [w for w in re.findall(r"\w+", last) if w not in MANNER]
 
 
+def plain(text: str) -> str:
+    """Text without what makes no difference: white space, case, and whether an accent is a character of its own.
+
+    >>> plain("Cafe\\u0301  STRASSE\\n") == plain("CAFÉ Straße")
+    True
+    """
+    folded = unicodedata.normalize("NFD", text).casefold()       # Unicode's order: case is folded on characters taken apart
+    return " ".join(unicodedata.normalize("NFC", folded).split())
+
+
+# How an answer is compared with the response of a demonstration: the whole, anywhere as whole words (1 is not in 10), or the last lines.
+GRADERS = {
+    "exact": lambda said, right: plain(said) == plain(right),
+    "contains": lambda said, right: re.search(rf"(?<!\w){re.escape(plain(right))}(?!\w)", plain(said)) is not None,
+    "last-line": lambda said, right: plain(said.strip().split("\n")[-1]) == plain(right.strip().split("\n")[-1]),
+}
+
+
 def grade(example: Example, text: str) -> bool:
     """Is the content right? For a market: does it earn the best return that these states allow, whichever way?"""
-    if example.kind == "text":
-        return " ".join(text.lower().split()) == " ".join(example.own.lower().split())
+    if example.kind in GRADERS:
+        return GRADERS[example.kind](text, example.own)
+    return earned(example, text) == 1 if example.kind == "market" else tuple(content(text)) == example.answer
+
+
+def earned(example: Example, text: str) -> float:
+    """The return of a market's actions as a share of the best possible; what is no action for each state earns nothing."""
     words = content(text)
-    if example.kind != "market":
-        return tuple(words) == example.answer
-    return len(words) == len(example.answer) and all(w in best for w, best in zip(words, example.answer))
+    if len(words) != len(example.answer) or not set(words) <= set(ACTIONS):
+        return 0.0
+    return sum(pays[w] for w, pays in zip(words, example.answer)) / sum(max(pays.values()) for pays in example.answer)
 
 
 def in_own_voice(text: str) -> bool:
@@ -134,8 +169,11 @@ def in_own_voice(text: str) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The three families. A primitive rearranges or replaces four letters; a regime says what pays in a market.
+# The three families. A primitive rearranges or replaces four letters; a table of returns says what pays in a market.
 
+# How often each of STATES occurs in the regimes of the market stream.
+REGIMES = {"calm": [1, 3, 6, 3, 0.5], "boom": [6, 4, 2, 1, 0.5], "nervous": [2, 3, 1, 3, 2], "bear": [0.5, 1, 3, 6, 2], "crash": [0.5, 1, 0.5, 4, 6],
+           "recovery": [3, 6, 2, 1, 1]}
 PHRASINGS = ["{a} of {e}", "what {a} has {e}", "{e} has what {a}"]
 
 
@@ -143,7 +181,7 @@ PHRASINGS = ["{a} of {e}", "what {a} has {e}", "{e} has what {a}"]
 class Task:
     """One task of a stream: a family, the items it teaches (name -> meaning), the expert who shows them."""
 
-    family: str                   # "manipulation", "decision", "facts", "update", "concept"
+    family: str                   # "manipulation", "decision", "facts", "update", "concept"; a regime of the market; the name of a file's task
     items: dict
     expert: int
     train: list[Example] = field(default_factory=list)
@@ -164,8 +202,8 @@ class World:
         ciphers = [LETTERS[k:] + LETTERS[:k] for k in (1, 2, 10, 11)] + ["".join(rng.sample(LETTERS, 12)) for _ in range(2)]
         self.primitives = [lambda x, p=p: [x[i] for i in p] for p in rearrange]
         self.primitives += [lambda x, c=c: [c[LETTERS.index(a)] for a in x] for c in ciphers]
-        # a regime: for every state one best action, or (30 %) two that earn the same
-        self.regimes = [{s: rng.sample(ACTIONS, 1 if rng.random() < 0.7 else 2) for s in STATES} for _ in range(8)]
+        # what pays in a market: for every state the return of each action; the best one earns 2 or 3, in 30 % of the states two tie
+        self.payoffs = [{s: self.draw_returns(rng) for s in STATES} for _ in range(8)]
         names = iter(rng.sample(NAMES, len(NAMES)))
         self.skills = {n: i % 16 for i, n in enumerate(islice(names, 160))}
         self.markets = {n: i % 8 for i, n in enumerate(islice(names, 48))}
@@ -175,6 +213,11 @@ class World:
         self.facts |= {(e, "kind"): rng.choice(self.kinds) for e in self.beings}
         self.friend = dict(zip(self.beings, rng.sample(self.beings, len(self.beings))))
         self.free = list(names)
+
+    @staticmethod
+    def draw_returns(rng) -> dict:
+        actions, best = rng.sample(ACTIONS, 3), rng.choice([2, 3])
+        return dict(zip(actions, [best, best if rng.random() < 0.3 else rng.randrange(best), rng.randrange(best)]))
 
     # -- one example of each kind; `expert` is who demonstrates, `held_out` says which part of the inputs to draw from
 
@@ -190,15 +233,17 @@ class World:
         prompt, kind = f"{' '.join(names)}: {' '.join(x)}", "composed" if between else "letters"
         return Example(prompt, expert_voice(y, expert), own_voice(y, rng, between), tuple(y), kind)
 
-    def market(self, name, regime, rng, expert, held_out=None) -> Example:
-        """Four states of a market in some regime, an action for each. Where two actions earn the same, both are right."""
+    def market(self, name, pays, rng, expert, held_out=None, weather=None) -> Example:
+        """Four states of a market, an action for each; the expert's demonstration tells (state,) action, return. Where two actions
+        earn the same, both are right. `weather`: how often each state occurs."""
         while True:
-            states = rng.choices(STATES, k=4)
+            states = rng.choices(STATES, weather, k=4)
             if held_out is None or (sum((i + 1) * STATES.index(s) for i, s in enumerate(states)) % 5 == 0) == held_out:
                 break
-        best = tuple(self.regimes[regime][s] for s in states)
-        words = [rng.choice(b) for b in best]
-        return Example(f"{name}: {' '.join(states)}", expert_voice(words, expert), own_voice(words, rng), best, "market")
+        returns = tuple(self.payoffs[pays][s] for s in states)
+        words = [rng.choice([a for a in ACTIONS if r[a] == max(r.values())]) for r in returns]
+        demo = expert_voice([f"{w} {r[w]}" for w, r in zip(words, returns)], expert)
+        return Example(f"{name}: {' '.join(states)}", demo, own_voice(words, rng), returns, "market")
 
     def fact(self, being, attribute, value, rng, expert, held_out=None) -> Example:
         phrasing = rng.choice(PHRASINGS if held_out is None else PHRASINGS[2:] if held_out else PHRASINGS[:2])
@@ -244,19 +289,19 @@ class World:
         """A pretraining document and where its own-voice answer begins. The mixture teaches the base skills (bare), to use a
         demonstration whatever the name meant before, to restate it in its own voice, and to copy any text it is shown."""
         u = rng.random()
-        if u < 0.60:
+        if u < 0.56:
             example, shown = self.base_example(rng), False
-        elif u < 0.67:
+        elif u < 0.63:
             example, shown = self.base_example(rng), True
-        elif u < 0.70:
+        elif u < 0.66:
             example, shown = self.fresh_example(rng, known=True), True
-        elif u < 0.86:
+        elif u < 0.82:
             example, shown = self.fresh_example(rng), True
-        elif u < 0.91:
+        elif u < 0.87:
             example, shown = self.fresh_example(rng), False
         else:
             example, shown = text_example(rng), u < 0.99
-        head = prompt_ids(example.prompt, (example.prompt, example.demo) if shown else None)
+        head = prompt_ids(example.prompt, *[(example.prompt, example.demo)] * shown)
         return head + encode(example.own) + [END], len(head)
 
     # -- the stream
@@ -288,6 +333,17 @@ class World:
             tasks.append(task)
         return tasks
 
+    def market_stream(self, n_train: int = 256, n_test: int = 64) -> list[Task]:
+        """The markets of REGIMES, one after another: in each eight new names with returns of their own, in the regime's weather."""
+        rng = random.Random(f"market stream {self.seed}")
+        free, tasks = iter(rng.sample(self.free, len(self.free))), []
+        for i, (regime, weather) in enumerate(REGIMES.items()):
+            task = Task(regime, dict(zip(islice(free, 8), rng.sample(range(8), 8))), expert=i)
+            task.train, task.test = ([self.market(name, task.items[name], rng, i, held_out, weather) for name in rng.choices(list(task.items), k=n)]
+                                     for held_out, n in ((False, n_train), (True, n_test)))
+            tasks.append(task)
+        return tasks
+
     def task_example(self, task, rng, held_out) -> Example:
         item = rng.choice(list(task.items))
         if task.family == "manipulation":
@@ -297,11 +353,12 @@ class World:
         return self.fact(*item, task.items[item], rng, task.expert, held_out)
 
 
-def text_example(rng) -> Example:
-    """A prompt and an answer of arbitrary text, to be copied as it is: words of the vocabulary, or letters of some script."""
+def text_example(rng, longest=None) -> Example:
+    """A prompt and an answer of arbitrary text, to be copied as it is: words of the vocabulary, or letters of some script.
+    `longest`: most tokens of the answer; without it mostly 12, at times 28."""
 
-    def text():
-        most, start = rng.randint(1, 12), int(2 ** rng.uniform(5, 16.9))      # tokens; a code point: all lengths of UTF-8 occur
+    def text(longest):
+        most, start = rng.randint(1, longest), int(2 ** rng.uniform(5, 16.9))      # tokens; a code point: all lengths of UTF-8 occur
         said, words = "", rng.choice([0.0, 0.2, 1.0])
         while True:
             word = rng.random() < words
@@ -310,8 +367,8 @@ def text_example(rng) -> Example:
                 return said.strip() or rng.choice(NAMES)
             said += piece
 
-    prompt, response = text(), text()
-    return Example(prompt, response, response, (), "text")
+    prompt, response = text(12), text(rng.choice([12, 12, 28]) if longest is None else longest)
+    return Example(prompt, response, response, (), "exact")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -347,10 +404,11 @@ def pad(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([r + [END] * (longest - len(r)) for r in rows]), torch.tensor([len(r) for r in rows])
 
 
-def collate(examples: list[Example]) -> Batch:
-    """The batch of some examples, each behind its own demonstration for the teacher."""
+def collate(examples: list[Example], shown: list[list[Example]] | None = None) -> Batch:
+    """The batch of some examples, each behind its own demonstration for the teacher, or behind those that `shown` lists for it."""
+    shown = [[e] for e in examples] if shown is None else shown
     prompt, length = pad([prompt_ids(e.prompt) for e in examples])
-    demo_prompt, demo_length = pad([prompt_ids(e.prompt, (e.prompt, e.demo)) for e in examples])
+    demo_prompt, demo_length = pad([prompt_ids(e.prompt, *((d.prompt, d.demo) for d in ds)) for e, ds in zip(examples, shown)])
     response, response_length = pad([encode(e.demo) + [END] for e in examples])
     mask = torch.arange(response.shape[1]) < response_length[:, None]
     return Batch(prompt, length, demo_prompt, demo_length, response, mask)
@@ -379,6 +437,115 @@ def pack(documents: list[tuple[list[int], int]], width: int = 128):
             t += n
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     return tokens, targets, weights, (causal & (doc[:, :, None] == doc[:, None, :]))[:, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks from files: one's own demonstrations, a JSON object a line. What cannot be used is refused before anything is trained.
+
+
+class BadInput(ValueError):
+    """One line for the user: file, line, value, remedy."""
+
+
+def quoted(value) -> str:
+    """A value in a message: 40 characters of it at most, control characters escaped, so that a message stays one line."""
+    text = value if isinstance(value, str) else reprlib.repr(value)               # plain repr() may fail on what is nested deeply
+    cut = text[:40] + "..." * (len(text) > 40)
+    return repr(cut) if isinstance(value, str) else cut
+
+
+def no_field_twice(pairs: list[tuple]) -> dict:
+    if len(dict(pairs)) < len(pairs):                                              # json would keep the last and say nothing
+        raise ValueError("a field occurs twice")
+    return dict(pairs)
+
+
+def read_lines(path: str) -> list[tuple[str, dict]]:
+    """The lines of one file that are not blank: where each stands ("file:line") and its fields, all three of them sound strings.
+
+    UTF-8 with or without a byte order mark. Lines end with \\n or \\r\\n and with nothing else: a string may contain U+2028. Raises BadInput.
+    """
+    name = path if path and path.isprintable() else repr(path)
+    write = 'write {"prompt": "...", "response": "..."}'
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    except (OSError, ValueError) as e:                                             # ValueError: a path that no file can have
+        raise BadInput(f"{name}: cannot be read ({getattr(e, 'strerror', None) or e}); give a file that exists and may be read")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        place = f"{name}:{number}"
+        try:
+            text = line.decode()
+            if not text.strip():
+                continue
+            row = json.loads(text, object_pairs_hook=no_field_twice)
+        except UnicodeDecodeError as e:
+            raise BadInput(f"{place}: byte {e.start + 1} of the line, {line[e.start]:#04x}, is not UTF-8; save the file as UTF-8")
+        except (ValueError, RecursionError) as e:                                  # broken, a number too long, or nested too deeply
+            at = f", character {e.colno}" if isinstance(e, json.JSONDecodeError) else ""
+            raise BadInput(f"{place}: {quoted(text)} is not JSON that can be read ({getattr(e, 'msg', e)}{at}); {write}")
+        if not isinstance(row, dict):
+            raise BadInput(f"{place}: {quoted(row)} is not an object; {write}")
+        if unknown := sorted(row.keys() - {"prompt", "response", "task"}):
+            raise BadInput(f'{place}: unknown field {", ".join(map(quoted, unknown[:5]))}; a line has "prompt", "response" and, if you like, "task"')
+        row = {"task": os.path.splitext(os.path.basename(path))[0], **row}
+        for key in ("prompt", "response", "task"):
+            if key not in row:
+                raise BadInput(f'{place}: {quoted(text)} has no "{key}"; {write}')
+            if not isinstance(row[key], str):
+                raise BadInput(f'{place}: "{key}" is {quoted(row[key])}; put a string there, in quotes')
+            if not row[key].strip():
+                raise BadInput(f'{place}: "{key}" is empty ({quoted(row[key])}); fill it in or delete the line')
+            if re.search("[\ud800-\udfff]", row[key]):                             # JSON can spell these, UTF-8 cannot
+                raise BadInput(f'{place}: "{key}" is {quoted(row[key])} with half a surrogate pair; write the character itself')
+        rows.append((place, row))
+    if not rows:
+        raise BadInput(f"{name}: empty; {write}, one a line")
+    return rows
+
+
+def read_tasks(paths: list[str], context: int, grader: str = "exact") -> list[Task]:
+    """Tasks from JSONL files of {"prompt": str, "response": str, "task": optional str}, in order of first appearance.
+
+    Without "task" a line belongs to the task that its file is named after (without the extension): one file is one task. Telling tasks
+    apart by their content would be a guess. A task may go on in another file. An answer is right by `grader`, one of GRADERS.
+
+    Raises BadInput for what cannot be read or trained on: among other things a prompt with two different responses, a task with fewer
+    than two demonstrations, and an example that takes more than `context` tokens behind its own demonstration, end token included.
+    A line that says what an earlier one says, in whichever task, is left out. White space makes no difference to either.
+    """
+    tasks, first, known = {}, {}, {}                                               # by name; where it begins; prompt -> (response, place)
+    for place, row in (line for path in paths for line in read_lines(path)):
+        prompt, response, family = row["prompt"], row["response"], " ".join(row["task"].split())
+        length = len(prompt_ids(prompt, (prompt, response))) + len(encode(response)) + 1
+        if length > context:
+            raise BadInput(f"{place}: {quoted(prompt)} takes {length} tokens (prompt and response, both twice), more than {context}; shorten it")
+        task = tasks.setdefault(family, Task(family, {}, 0))
+        first.setdefault(family, place)
+        key, said = " ".join(prompt.split()), " ".join(response.split())
+        if key not in known:
+            known[key] = said, place
+            task.train.append(Example(prompt, response, response, (), grader))
+        elif known[key][0] != said:
+            raise BadInput(f"{place}: {quoted(key)} is answered {quoted(said)}, but {quoted(known[key][0])} at {known[key][1]}; keep one of the two")
+    for family, task in tasks.items():
+        if len(task.train) < 2:
+            raise BadInput(f"{first[family]}: task {quoted(family)} has {len(task.train)} of the two demonstrations that it needs; add new ones")
+    return list(tasks.values())
+
+
+def split_holdout(task: Task, share: float, seed: int) -> Task:
+    """The task with a random share of its demonstrations, rounded, moved from `train` to `test`; one or more stay and one or more move.
+
+    The draw depends on `seed` and on the task's name alone, not on the other tasks. With share 0 nothing is held out and `test` is
+    `train` itself, so that something is measured: then accuracy tells what was learned by heart, and nothing of unseen prompts.
+    """
+    if share == 0:
+        return replace(task, test=task.train)
+    n = len(task.train)
+    held_out = set(random.Random(f"holdout {seed} {task.family}").sample(range(n), min(max(1, round(share * n)), n - 1)))
+    return replace(task, train=[e for i, e in enumerate(task.train) if i not in held_out], test=[task.train[i] for i in sorted(held_out)])
 
 
 if __name__ == "__main__":

@@ -20,13 +20,15 @@ import numpy as np
 import torch
 
 import sdft
-from data import END, TOKENIZER, World, collate, content, decode, grade, in_own_voice, prompt_ids
+from data import END, TOKENIZER, VOCAB_SIZE, World, collate, content, decode, grade, in_own_voice, prompt_ids
 from model import GPT, GPTConfig
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One model, some examples.
 
-MAX_NEW = 16                      # tokens of an answer, sampled or greedy
+def room(batch) -> int:
+    """Tokens that an answer may have, sampled or greedy: a little more than the longest demonstrated one."""
+    return max(16, batch.response.shape[1] + 2)
 
 
 def answers(model, examples, shown=False, batch=256) -> list[str]:
@@ -35,13 +37,15 @@ def answers(model, examples, shown=False, batch=256) -> list[str]:
     for i in range(0, len(examples), batch):
         b = collate(examples[i : i + batch]).to(model.head.weight.device)
         prompt, length = (b.demo_prompt, b.demo_length) if shown else (b.prompt, b.length)
-        response, _ = model.generate(prompt, length, MAX_NEW, END, temperature=0)
+        response, _ = model.generate(prompt, length, room(b), END, temperature=0)
         said += [decode(r) for r in response.tolist()]
     return said
 
 
-def accuracy(model, examples, shown=False) -> float:
-    return float(np.mean([grade(e, a) for e, a in zip(examples, answers(model, examples, shown))]))
+def accuracy(model, examples, shown=False, score=grade) -> float:
+    """Mean score of the answers; NaN of none."""
+    scores = [score(e, a) for e, a in zip(examples, answers(model, examples, shown))]
+    return float(np.mean(scores)) if scores else float("nan")
 
 
 def well_formed(example, answer) -> bool:
@@ -51,7 +55,7 @@ def well_formed(example, answer) -> bool:
 
 # What a base model must be able to do before it can teach itself anything: at least this share (without a demonstration: at most).
 GATES = {"base": 0.97, "new_without_demonstration": 0.20, "new_with_demonstration": 0.95, "contradicting_demonstration": 0.90,
-         "text_with_demonstration": 0.95, "well_formed": 0.98}
+         "text_with_demonstration": 0.95, "real_words_with_demonstration": 0.95, "well_formed": 0.98}
 
 
 def continual_metrics(R) -> dict:
@@ -83,7 +87,7 @@ def continual_metrics(R) -> dict:
 
 METRICS = ["learning_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer", "retention"]
 KEPT = ["base_retention", "teacher_retention", "voice_retention"]
-COST = ["steps", "seconds", "guard_trips", "never_learned"]
+COST = ["steps", "generated_tokens", "seconds", "guard_trips", "never_learned"]
 COLUMNS = ["learning_accuracy", "average_accuracy", "forgetting", "retention", *KEPT, "steps", "seconds"]
 ORDER = ["sft", "sft+self-replay", "sdft", "sdft+self-replay"]
 
@@ -232,12 +236,17 @@ def load_checkpoint(path) -> dict:
 
 
 def load_model(path, which="student") -> tuple[GPT, dict]:
+    """The student or the teacher of a checkpoint, and all that the checkpoint holds."""
     state = load_checkpoint(path)
-    settings = state["settings"]
-    rows, width = state[which]["embed.weight"].shape
-    model = GPT(GPTConfig(rows, settings["n_layer"], settings["n_head"], width))
-    model.load_state_dict(state[which])
-    return model.eval(), settings
+    try:
+        rows, width = state[which]["embed.weight"].shape
+        model = GPT(GPTConfig(rows, state["settings"]["n_layer"], state["settings"]["n_head"], width))
+        model.load_state_dict(state[which])
+        if rows < VOCAB_SIZE:
+            raise RuntimeError(f"{rows} words")
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, ZeroDivisionError):
+        fail(f"{path}: a checkpoint of another architecture than model.py; train again, or use the version of this project that wrote it")
+    return model.eval(), state
 
 
 def ask(path, prompt) -> str:
@@ -256,12 +265,13 @@ def word(token) -> str:
 
 def show_teacher(path, n=3):
     """The method in a terminal: both prompts, the student's sample, and what student and teacher thought of each of its tokens."""
-    student, settings = load_model(path)
+    student, state = load_model(path)
+    settings = state["settings"]
     teacher, _ = load_model(path, "teacher")
     tasks = World(settings["seed"]).stream(settings["tasks"] + n)[settings["tasks"] :]         # tasks that it has not been taught yet
     for task in tasks:
         b = collate([task.train[0]])
-        response, mask = student.generate(b.prompt, b.length, MAX_NEW, END)
+        response, mask = student.generate(b.prompt, b.length, room(b), END)
         q, p = (sdft.score(m, x, l, response)[0].softmax(-1) for m, x, l in ((student, b.prompt, b.length), (teacher, b.demo_prompt, b.demo_length)))
         kl = sdft.distill_loss(q.log()[None], p.log()[None], mask)
         print(f"\nthe student sees   {TOKENIZER.decode(b.prompt[0].tolist())}\nthe teacher sees   {TOKENIZER.decode(b.demo_prompt[0].tolist())}")

@@ -1,82 +1,146 @@
-"""Every experiment behind a figure of this project: a list of runs of train.py, two at a time, what is done is skipped.
+"""Every experiment behind a figure of this project: a table of runs of train.py, two at a time; what is done is skipped.
 
-    python evidence.py tune         learning rates of every method, on a stream that is reported nowhere else
-    python evidence.py demo         the headline: three methods, ten tasks, four seeds
-    python evidence.py ablations    ten tasks, three seeds: one thing changed at a time
+    python evidence.py                 all of them, hours on two cores; stop it and start it again as you like
+    python evidence.py ema alpha       some of them
+    python evidence.py --quick         one seed of a reduced set, some minutes
 
-A run is a folder out/evidence/<experiment>/<seed>/<name>; one that was stopped goes on where it was. Each experiment ends in
-results/<experiment>.json.
+A run is a folder out/evidence/<experiment>/<seed>/<name>. What the runs found goes to results/runs.json, one line each.
 """
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from eval import collect, draw, read_runs, summary, write_json
+from eval import read_json, write_json
 
-SEEDS = [0, 1, 2, 3]
-TUNING_SEED = 100
-METHODS = {"sft": "--method sft", "sdft": "--method sdft", "sdft+self-replay": "--method sdft --self-replay"}
-# (lr, embed_lr, most steps a task): the same trials for each method
-TRIALS = [(0.001, 30, 150), (0.003, 10, 150), (0.003, 30, 150), (0.003, 100, 150), (0.01, 30, 150), (0.03, 10, 150),
-          (0.001, 100, 150), (0.001, 30, 300)]
+HEADLINE, ABLATION, TUNING = range(6), range(3), [100]      # seeds of base model, world and stream; nothing tuned is reported on its own seed
+RATES = [(0.001, 10), (0.001, 30), (0.001, 100), (0.003, 10), (0.003, 30), (0.003, 100), (0.01, 30), (0.03, 10)]     # (lr, embed_lr)
+STRENGTHS = {"self-replay": [0.1, 0.3, 1, 3], "lwf": [0.01, 0.03, 0.1, 0.3], "l2": [1e-4, 1e-3, 1e-2, 1e-1], "ewc": [0.1, 1, 10, 100]}
 
-ABLATIONS = {
-    "sft, own voice": "--method sft --voice own",
-    "sdft, own voice": "--method sdft --voice own",
-    "sdft, all rows alike": "--method sdft --f0 inf",
+
+def trials() -> dict:
+    """The same eight trials for each method: of both rates or, with a penalty, of its strength at two rates. Five tasks."""
+    methods = {"sft": "--method sft", "sdft": "", "off-policy": "--off-policy", "sft+replay": "--method sft --penalty replay"}
+    plan = {f"{name} lr {lr:g} embed {embed}": f"{options} --lr {lr} --embed-lr {embed}" for name, options in methods.items() for lr, embed in RATES}
+    for method, penalty in [("sdft", "self-replay"), *(("sft", p) for p in STRENGTHS)]:
+        plan |= {f"{method}+{penalty} {s:g} embed {embed}": f"--method {method} --penalty {penalty} --strength {s} --embed-lr {embed}"
+                 for s in STRENGTHS[penalty] for embed in (30, 100)}
+    return {name: f"{options} --tasks 5" for name, options in plan.items()}
+
+
+SIZES = {"0.3M": "--n-embd 64 --n-head 2", "0.8M": "", "3.7M": "--n-layer 4 --n-embd 256 --n-head 8"}
+# experiment: (seeds, {name of the run: options of train.py}), the most telling ones first
+EXPERIMENTS = {
+    "tune": (TUNING, trials()),
+    "twenty": (HEADLINE, {
+        "sft": "--method sft --tasks 20",
+        "sdft": "--tasks 20",
+        "sdft+self-replay": "--penalty self-replay --tasks 20",
+        "sdft+self-replay where needed": "--penalty self-replay --when needed --tasks 20"}),
+    "market": (HEADLINE, {"sft": "--method sft --stream market", "sdft": "--stream market"}),
+    "variants": (ABLATION, {
+        "off-policy": "--off-policy",
+        "reverse": "--divergence reverse",
+        "jsd": "--divergence jsd",
+        "sft own voice": "--method sft --voice own",
+        "sdft own voice": "--voice own",
+        "sdft 1 other shown": "--shown 1",
+        "sdft 4 others shown": "--shown 4",
+        "sdft all rows alike": "--f0 inf"}),
+    "ema": (ABLATION, {f"ema {decay:g}": f"--ema-decay {decay}" for decay in (0, 0.9, 0.95, 0.99, 0.995, 1)}),
+    "baselines": (HEADLINE, {
+        **{f"sft+replay {share:.0%}": f"--method sft --penalty replay --strength {share}" for share in (0.01, 0.05, 0.1)},
+        **{f"sft+{penalty}": f"--method sft --penalty {penalty}" for penalty in STRENGTHS},
+        "joint": "--method joint"}),
+    "demonstrations": (ABLATION, {f"{method} {n}": f"--method {method} --demonstrations {n} --tasks 5"
+                                  for n in (16, 32, 64, 128, 256, 512) for method in ("sft", "sdft")}),
+    "alpha": (ABLATION, {f"alpha {a / 10:g}": f"--alpha {a / 10}" for a in range(1, 11)}),
+    "sizes": (ABLATION, {f"{method} {size}": f"--method {method} --tasks 5 {options}" for size, options in SIZES.items() for method in ("sft", "sdft")}),
 }
+QUICK = {"twenty": ["sft", "sdft", "sdft+self-replay"], "market": ["sft", "sdft"], "variants": ["off-policy", "sft own voice"]}
+COST = {"sft": 9, "joint": 9, "sdft": 5}                    # seconds a task on one core, to tell the time before anything is known
 
 
-def runs(experiment) -> dict:
-    """{(seed, name): options of train.py}"""
-    if experiment == "tune":
-        names = {(lr, embed, steps): f"lr {lr:g} embed {embed:g}" + f" steps {steps}" * (steps != 150) for lr, embed, steps in TRIALS}
-        return {(TUNING_SEED, f"{m} {name}"): f"{options} --tasks 5 --lr {lr} --embed-lr {embed} --steps {steps}"
-                for m, options in METHODS.items() for (lr, embed, steps), name in names.items()}
-    if experiment == "demo":
-        return {(seed, m): options for m, options in METHODS.items() for seed in SEEDS}
-    if experiment == "ablations":
-        return {(seed, name): options for name, options in ABLATIONS.items() for seed in SEEDS[:3]}
+def plan(names, quick) -> list:
+    """[(experiment, seed, name, options)], in the order in which they run."""
+    if quick:
+        return [(e, 0, name, EXPERIMENTS[e][1][name].replace("--tasks 20", "--tasks 5")) for e, chosen in QUICK.items() for name in chosen]
+    return [(e, seed, name, options) for e in names for seed in EXPERIMENTS[e][0] for name, options in EXPERIMENTS[e][1].items()]
 
 
-def run(folder, seed, options, threads):
-    """One run, in a process of its own with one thread: two of them side by side are faster than one with two."""
-    done = os.path.exists(os.path.join(folder, "result.json"))
-    if not done:
-        os.makedirs(folder, exist_ok=True)
-        resume = ["--resume"] if os.path.exists(os.path.join(folder, "checkpoint.pt")) else [*options.split(), "--seed", str(seed)]
-        with open(os.path.join(folder, "output.txt"), "a") as output:
-            command = [sys.executable, "train.py", *resume, "--out", folder, "--threads", str(threads)]
-            subprocess.run(command, stdout=output, stderr=output, check=True)
-    return done
+def run(folder, seed, options) -> bool:
+    """One run, in a process of its own with one thread: two of them side by side are faster than one with two. False: it was done."""
+    if os.path.exists(os.path.join(folder, "result.json")):
+        return False
+    os.makedirs(folder, exist_ok=True)
+    resume = ["--resume"] if os.path.exists(os.path.join(folder, "checkpoint.pt")) else [*options.split(), "--seed", str(seed)]
+    with open(os.path.join(folder, "output.txt"), "a") as output:
+        done = subprocess.run([sys.executable, "train.py", *resume, "--out", folder, "--threads", "1"], stdout=output, stderr=output)
+    if done.returncode:
+        print(f"{folder}: exit status {done.returncode}, see output.txt in it; the others go on", file=sys.stderr, flush=True)
+    return True
+
+
+def architecture(options) -> str:
+    """The options that a base model depends on, besides the seed."""
+    return next((size for size in SIZES.values() if size and size in options), "")
+
+
+def digest(result) -> dict:
+    """What the tables and claims need of a result, in one line of JSON."""
+
+    def short(x):
+        return [short(v) for v in x] if isinstance(x, list) else {k: short(v) for k, v in x.items()} if isinstance(x, dict) else \
+            round(x, 4) if isinstance(x, float) else x
+
+    kept = ("method", "command", "commit", "families", "gates", "R", "base_accuracy", "voice", "teacher_accuracy", "neighbours", "drift_base", "drift_new",
+            "steps", "regularised", "generated_tokens", "guard_trips", "seconds")
+    return short({k: result[k] for k in kept} | {"base_by_kind": [result["base_by_kind"][0], result["base_by_kind"][-1]]})
+
+
+def gather(root, path):
+    """results/runs.json: what all finished runs under `root` found; rows of runs that are not here any more stay."""
+    rows = {(r["experiment"], r["seed"], r["name"]): r for r in (read_json(path)["runs"] if os.path.exists(path) else [])}
+    about = {}
+    for experiment, (seeds, options) in EXPERIMENTS.items():
+        for key in ((experiment, seed, name) for seed in seeds for name in options):
+            done = os.path.join(root, *map(str, key), "result.json")
+            if os.path.exists(done):
+                result = read_json(done)
+                rows[key] = {"experiment": experiment, "seed": key[1], "name": key[2], **digest(result)}
+                about = {k: result[k] for k in ("versions", "machine")}
+    order = [(e, seed, name) for e, (seeds, options) in EXPERIMENTS.items() for seed in seeds for name in options]
+    about = about or {k: read_json(path)[k] for k in ("versions", "machine")}
+    lines = ",\n".join(json.dumps(rows[key]) for key in order if key in rows)
+    with open(path + ".part", "w") as f:
+        f.write(json.dumps({"command": "python evidence.py", **about})[:-1] + f', "runs": [\n{lines}\n]}}\n')
+    os.replace(path + ".part", path)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=["tune", "demo", "ablations"])
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side (default: 2)")
+    parser.add_argument("experiments", nargs="*", choices=[*EXPERIMENTS, []], help="which (default: all)")
+    parser.add_argument("--quick", action="store_true", help="one seed of a reduced set")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, a thread each (default: the cores)")
     args = parser.parse_args()
-    root = os.path.join("out", "evidence", args.experiment)
-    todo = runs(args.experiment)
-    for seed in sorted({seed for seed, _ in todo}):                          # base models first: two runs must not make the same one twice
-        run_base = [sys.executable, "train.py", "--method", "base", "--seed", str(seed), "--out", os.path.join("out", "evidence", "base")]
-        subprocess.run(run_base, check=True, stdout=subprocess.DEVNULL)
-    began, finished, made = time.perf_counter(), 0, 0
+    root = os.path.join("out", "quick" if args.quick else "evidence")
+    todo = plan(args.experiments or list(EXPERIMENTS), args.quick)
+    # Base models first: two runs must not make the same one twice.
+    bases = list(dict.fromkeys((seed, architecture(options)) for _, seed, _, options in todo))
+    jobs = [(os.path.join(root, "base", f"{seed} {kind}".strip()), seed, f"--method base {kind}") for seed, kind in bases]
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = {key: pool.submit(run, os.path.join(root, str(key[0]), key[1]), key[0], options, 1) for key, options in todo.items()}
-        for (seed, name), future in futures.items():
-            made += not future.result()
+        list(pool.map(lambda job: None if os.path.exists(os.path.join(job[0], "checkpoint.pt")) else run(*job), jobs))
+    began, spent, finished = time.perf_counter(), 0.0, 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = {pool.submit(run, os.path.join(root, e, str(seed), name), seed, options): (e, seed, name) for e, seed, name, options in todo}
+        for future in as_completed(futures):
             finished += 1
-            left = (time.perf_counter() - began) / made * (len(todo) - finished) if made else 0
-            print(f"{args.experiment}: {finished}/{len(todo)} seed {seed} {name} | about {left / 60:.0f} min left", flush=True)
-    folders = [os.path.join(root, str(seed)) for seed in sorted({seed for seed, _ in todo})]
-    figures = collect(folders) if len(folders) > 1 else summary(read_runs(folders[0]))
-    write_json(os.path.join("results", args.experiment + ".json"), figures)
-    if args.experiment == "demo":
-        draw(read_runs(folders[0]), os.path.join("results", "forgetting.png"))
+            spent += future.result()
+            left = (time.perf_counter() - began) / max(1, spent) * (len(todo) - finished)
+            print(f"{finished}/{len(todo)} {' '.join(map(str, futures[future]))} | about {left / 60:.0f} min left", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Train: pretrain a small base model, then teach it task after task by SFT or by SDFT. One run, one folder, one log.
 
-    python train.py --method base                                   pretrain (or find) the base model and print its gates
+    python train.py --method base --out out/base                    pretrain (or find) the base model and print its gates
     python train.py --method sdft --tasks 10 --out out/demo/sdft    teach ten tasks in a row
     python train.py --out out/demo/sdft --resume                    go on where a killed run stopped
+    python train.py --init out/base --demos new.jsonl --keep old.jsonl --out out/mine    teach it demonstrations of your own
 
 Every field of `Config` is an option. Left out: more than one machine, and everything else that a trainer framework is for.
 """
@@ -13,10 +14,12 @@ import dataclasses
 import fcntl
 import hashlib
 import inspect
+import io
 import json
 import os
 import platform
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -29,11 +32,14 @@ import torch.fx.experimental._config
 import torch.nn.functional as F
 
 import sdft
-from data import ANSWER, END, PROMPT, VOCAB_SIZE, World, collate, decode, grade, in_own_voice, pack, pad, text_example
-from eval import GATES, MAX_NEW, accuracy, answers, continual_metrics, fail, load_checkpoint, well_formed, write_json
+from data import (ANSWER, DEMO, END, PROMPT, REAL_WORDS, VOCAB_SIZE, BadInput, Example, World, collate, decode, earned, grade, in_own_voice, pack, pad,
+                  read_tasks, split_holdout, text_example)
+from eval import GATES, accuracy, answers, continual_metrics, fail, load_checkpoint, load_model, room, well_formed, write_json
 from model import GPT, GPTConfig
 
 DREAMS = 1024                     # prompts that self-replay dreams before each task
+FISHER = 256                      # answers from which EWC estimates the Fisher information of a task
+NEEDED = 0.01                     # forgetting above which `--when needed` regularises the next task
 LINEAR_FROM = 8192                # size of vocabulary from which the loss is made in chunks, from hidden states
 
 
@@ -43,12 +49,30 @@ def option(default, help):
 
 @dataclass
 class Config:
-    method: str = option("sdft", "base (pretrain alone), sft (learn the expert's words) or sdft (learn from oneself, shown the expert's words)")
-    self_replay: bool = option(False, "also distil the model before the task on prompts that it dreams itself; no data is stored")
-    replay: float = option(0.0, "share of each past task's demonstrations that is stored and trained on again, a batch a step; for comparison")
-    off_policy: bool = option(False, "sdft on the teacher's answers in place of the student's own, for comparison")
-    tasks: int = option(10, "length of the stream")
+    # A method is how it samples, what its target is, and what its penalty is.
+    method: str = option("sdft", "base (pretrain alone), sft (learn the expert's words), joint (sft on all tasks at once, a bound), or sdft (learn from "
+                         "oneself, shown the expert's words)")
+    off_policy: bool = option(False, "sdft on the teacher's answers in place of the student's own")
+    alpha: float = option(0.0, "share of the supervised loss in sdft: alpha * SFT + (1 - alpha) * distillation")
+    penalty: str = option("none", "what holds the student: replay (of stored demonstrations), self-replay (of prompts that it dreams), lwf (its old answers "
+                          "to the new prompts), l2 or ewc (its old weights)")
+    strength: float = option(0.0, "weight of the penalty; of replay, the share of past demonstrations that is stored; 0: as tuned")
+    when: str = option("always", "penalise always, or where needed: in a task before which more than 1 % was forgotten")
+    # what is taught
+    stream: str = option("mixed", "mixed (all families) or market (regimes from a calm market to a crash, graded by return)")
+    tasks: int = option(10, "length of the mixed stream")
     seed: int = option(0, "draws the world, the base model and the stream")
+    demonstrations: int = option(256, "training examples a task")
+    voice: str = option("expert", "who speaks in the demonstrations: expert, or own (the model's own voice, which separates the methods no more)")
+    shown: int = option(0, "demonstrations that the teacher is shown: 0 is that of the same prompt, k are k others of the same task")
+    # ... or what a file says
+    demos: tuple = option((), "teach the tasks of these files of {\"prompt\", \"response\", optional \"task\"} lines")
+    keep: tuple = option((), "with --demos: files of what the model should still know, measured and not trained on")
+    init: str = option("", "with --demos: the checkpoint (or folder of a run) to start from; without it the base model of the seed")
+    holdout: float = option(0.2, "with --demos: share of each task's demonstrations that is not trained on but tested")
+    grader: str = option("exact", "with --demos: exact, contains or last-line, all blind to case and spaces")
+    task_order: str = option("", "with --demos: names of the tasks in another order, comma-separated")
+    # the run
     out: str = option("out/run", "folder of the run: checkpoint, log, result")
     resume: bool = option(False, "go on from the checkpoint in the folder")
     # one task
@@ -56,15 +80,11 @@ class Config:
     embed_lr: float = option(30.0, "rate of the embedding; a row moves at embed_lr / (1 + f / f0), f the word's share of the pretraining tokens")
     f0: float = option(1e-3, "share of the pretraining tokens at which a row moves at half the rate; inf: all rows alike")
     steps: int = option(0, "most steps a task; 0: as tuned, 300 for sft and 150 for sdft")
-    batch_size: int = option(64, "demonstrations a step")
+    batch_size: int = option(32, "demonstrations a step")
     micro_batch: int = option(0, "rows of the loss scored at once; 0 is the whole batch. The gradient is the same")
-    demonstrations: int = option(256, "training examples a task")
-    voice: str = option("expert", "who speaks in the demonstrations: expert, or own (the model's own voice, which separates the methods no more)")
     divergence: str = option("forward", "forward = KL(teacher ‖ student), reverse = KL(student ‖ teacher), or jsd")
     beta: float = option(0.5, "weight of the teacher in the mixture of jsd")
-    alpha: float = option(0.0, "share of the supervised loss in sdft: alpha * SFT + (1 - alpha) * distillation")
-    teacher: str = option("ema", "ema (weights follow the student's), live (the student's own) or frozen (the base model's)")
-    ema_decay: float = option(0.98, "share of its weights that the teacher keeps at each step")
+    ema_decay: float = option(0.98, "share of its weights that the teacher keeps at each step; 0 is a live teacher (the student's own weights), 1 a frozen one")
     converged: float = option(0.01, "a task ends when the mean loss of 20 steps, in nats a token, is below this")
     guard: float = option(0.9, "least share of demonstrations that the teacher must answer rightly; below it both roll back")
     # the model and its pretraining
@@ -81,7 +101,7 @@ class Config:
     compile: bool = option(False, "torch.compile the forward pass of pretraining and the on-policy loss (both models in it); no gain on a CPU")
     device: str = option("auto", "auto, cpu, cuda, ...")
     threads: int = option(0, "CPU threads; 0 leaves torch's choice")
-    save_every: int = option(50, "steps between checkpoints")
+    save_every: int = option(50, "steps between checkpoints (pretraining: five times that)")
     watch_every: int = option(10, "steps between looks at the teacher, and lines of the log")
 
 
@@ -116,10 +136,11 @@ class Muon(torch.optim.Optimizer):
                 p.add_(x.T if tall else x, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
 
 
-def pretrain(model, world, config, log):
+def pretrain(model, world, config, log, saved=None, keep=None):
     """Next-token prediction on the world's documents; the tokens of the answer count 1, the others PROMPT_WEIGHT.
 
-    Returns each token's share (V,) of what was read.
+    `keep` is called with all that is needed to go on, `saved` is what it was called with last. Returns each token's share (V,) of what
+    was read.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
@@ -127,10 +148,15 @@ def pretrain(model, world, config, log):
     peak = [o.param_groups[0]["lr"] for o in optimizers]
     rng = random.Random(f"pretraining {config.seed}")
     torch.manual_seed(config.seed)
-    n, count = config.pretrain_steps, torch.zeros(config.vocab_size)
+    n, begin, count = config.pretrain_steps, 0, torch.zeros(config.vocab_size)
+    if saved:
+        begin, count = saved["step"], saved["count"]
+        for optimizer, state in zip(optimizers, saved["optimizers"]):
+            optimizer.load_state_dict(state)
+        set_random_states(rng, saved)
     forward = torch.compile(model, dynamic=True) if config.compile else model
     model.train()
-    for step in range(n):
+    for step in range(begin, n):
         documents = [world.document(rng) for _ in range(config.pretrain_docs)]
         count += torch.bincount(torch.tensor([i for ids, _ in documents for i in ids]), minlength=config.vocab_size)
         tokens, targets, weights, mask = (t.to(config.device) for t in pack(documents))
@@ -146,62 +172,102 @@ def pretrain(model, world, config, log):
             optimizer.step()
             optimizer.zero_grad()
         if step % 50 == 49 or step == n - 1:
-            log.progress(f"pretraining {step + 1}/{n} loss {loss.item():.3f}", (step + 1) / n, (step + 1) * tokens.numel())
+            log.progress(f"pretraining {step + 1}/{n} loss {loss.item():.3f}", step + 1, begin, n, tokens.numel())
+        if keep and (log.stop or (step + 1) % (5 * config.save_every) == 0):
+            keep({"step": step + 1, "count": count, "optimizers": [o.state_dict() for o in optimizers], **random_states(rng)})
+            log.leave()
     model.eval()
     return count / count.sum()
+
+
+def random_states(rng):
+    return {"python_rng": rng.getstate(), "torch_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+
+
+def set_random_states(rng, saved):
+    rng.setstate(saved["python_rng"])
+    torch.set_rng_state(saved["torch_rng"])
+    torch.cuda.set_rng_state_all(saved["cuda_rng"])
 
 
 def autocast(config):
     return torch.autocast(config.device, torch.bfloat16, enabled=config.bf16)
 
 
+def choose_matmul(config):
+    """The fastest products that are still fp32.
+
+    On a CPU "medium" hands them to oneDNN, on AMD more than twice as fast as MKL. It may round the factors to bf16 where the processor
+    has units for that; a trial tells, and then MKL keeps the work.
+    """
+    if config.device != "cpu":
+        return torch.set_float32_matmul_precision("high" if config.bf16 else "highest")
+    torch.set_float32_matmul_precision("medium")
+    a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    if (a @ a - a.double() @ a.double()).norm() > 1e-5 * (a @ a).norm():
+        torch.set_float32_matmul_precision("highest")
+
+
 def new_model(config):
     return GPT(GPTConfig(config.vocab_size, config.n_layer, config.n_head, config.n_embd, dropout=config.dropout)).to(config.device).eval()
 
 
-def base_path(config):
-    """Where the base model of these settings is kept: the name holds a hash of all that makes it, code included."""
+def base_path(config, world):
+    """Where the base model of these settings is kept: the name holds a hash of all that makes it, documents and code included."""
     settings = {f: getattr(config, f) for f in ("seed", "n_layer", "n_head", "n_embd", "vocab_size", "pretrain_steps", "pretrain_docs", "dropout", "bf16")}
-    here = os.path.dirname(os.path.abspath(__file__))
-    source = b"".join(open(os.path.join(here, f), "rb").read() for f in ("data.py", "model.py")) + (inspect.getsource(Muon) + inspect.getsource(pretrain)).encode()
-    digest = hashlib.sha256(json.dumps(settings).encode() + source).hexdigest()[:12]
-    return os.path.join("out", f"base-{config.seed}-{digest}.pt")
+    rng = random.Random("what the documents look like")
+    made_by = [settings, [world.document(rng) for _ in range(256)], *map(inspect.getsource, (inspect.getmodule(GPT), Muon, pretrain))]
+    return os.path.join("out", f"base-{config.seed}-{hashlib.sha256(repr(made_by).encode()).hexdigest()[:12]}.pt")
 
 
-def base_model(config, world, log):
+def base_model(config, world, log, saved=None):
     """The base model of a seed and a set of settings: pretrained once, then found again under out/ by a hash of all that made it.
 
-    Returns the model, each token's share of its pretraining (V,), and its gates.
+    `saved` is the checkpoint of a run that was stopped while it pretrained. Returns the model, each token's share of its pretraining
+    (V,), and its gates.
     """
     torch.manual_seed(config.seed)
     model = new_model(config)
-    path = base_path(config)
+    path = base_path(config, world)
     if os.path.exists(path):
         log.say(f"base model: {path}, made before")
-        saved = torch.load(path, map_location=config.device, weights_only=True)
-        model.load_state_dict(saved["student"])
+        made = torch.load(path, map_location=config.device, weights_only=True)
+        model.load_state_dict(made["student"])
     else:
         log.say(f"base model: pretraining {sum(p.numel() for p in model.parameters()):,} parameters")
         log.start()
-        frequency = pretrain(model, world, config, log)
-        state = model.state_dict()
-        saved = {"settings": dataclasses.asdict(config), "student": state, "teacher": state, "frequency": frequency}
-        saved["gates"] = gates(model, world)
-        save(path, saved)
+
+        def snapshot(**more):
+            state = model.state_dict()
+            return {"settings": dataclasses.asdict(config), "student": state, "teacher": state, **more}
+
+        def keep(state):
+            save(os.path.join(config.out, "checkpoint.pt"), snapshot(pretraining=state, log_bytes=log.bytes()))
+
+        if saved:
+            model.load_state_dict(saved["student"])
+        frequency = pretrain(model, world, config, log, saved and saved["pretraining"], keep)
+        made = snapshot(frequency=frequency)
+        made["gates"] = gates(model, world)
+        save(path, made)
         log.say(f"base model: wrote {path}")
-    for name, value in saved["gates"].items():
+    for name, value in made["gates"].items():
         bound, most = GATES[name], name == "new_without_demonstration"
         ok = value <= bound if most else value >= bound
-        log.say(f"gate {name.replace('_', ' '):28s} {value:6.1%}  ({'<=' if most else '>='} {bound:.0%})  {'ok' if ok else 'MISSED'}")
-    return model.eval(), saved["frequency"], saved["gates"]
+        log.say(f"gate {name.replace('_', ' '):30s} {value:6.1%}  ({'<=' if most else '>='} {bound:.0%})  {'ok' if ok else 'MISSED'}")
+    return model.eval(), made["frequency"], made["gates"]
 
 
 def save(path, value):
     """Written beside and renamed: a crash or a full disk leaves the previous file whole."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    part = f"{path}.{os.getpid()}.part"
+    buffer, part = io.BytesIO(), f"{path}.{os.getpid()}.part"
+    torch.save(value, buffer)                              # in memory first: writing the file then fails with a plain OSError, if it does
     try:
-        torch.save(value, part)
+        with open(part, "wb") as f:
+            f.write(buffer.getbuffer())
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(part, path)
     finally:
         if os.path.exists(part):
@@ -214,15 +280,197 @@ def gates(model, world) -> dict:
     base = [world.base_example(rng) for _ in range(512)]
     new = [e for task in world.stream(20) for e in task.test[:16]]
     contradicting = [world.fresh_example(rng, known=True) for _ in range(256)]
+    words = [Example(rng.choice(REAL_WORDS), word, word, (), "exact") for word in REAL_WORDS * 4]
     said = answers(model, base)
     return {
         "base": float(np.mean([grade(e, a) for e, a in zip(base, said)])),
         "new_without_demonstration": accuracy(model, new),
         "new_with_demonstration": accuracy(model, new, shown=True),
         "contradicting_demonstration": accuracy(model, contradicting, shown=True),
-        "text_with_demonstration": accuracy(model, [text_example(rng) for _ in range(256)], shown=True),
+        "text_with_demonstration": accuracy(model, [text_example(rng, 12) for _ in range(512)], shown=True),
+        "real_words_with_demonstration": accuracy(model, words, shown=True),
         "well_formed": float(np.mean([well_formed(e, a) for e, a in zip(base, said)])),
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is taught and what is measured.
+
+
+@dataclass
+class Lessons:
+    """A stream of tasks, and examples that no task trains on: what the model can do already, each with the name of its kind, what it
+    is asked behind a demonstration, and the neighbours of facts that a task changes."""
+
+    stream: list
+    base: list
+    kinds: list
+    shown: list
+    neighbours: list
+
+
+def world_lessons(config, world) -> Lessons:
+    stream = world.market_stream(config.demonstrations) if config.stream == "market" else world.stream(config.tasks, config.demonstrations)
+    if config.voice == "own":
+        for example in (e for task in stream for e in task.train + task.test):
+            example.demo = example.own
+    rng = random.Random(f"probe {world.seed}")
+    updated = {fact for task in stream if task.family == "update" for fact in task.items}       # these are scored by their new value
+    base = [world.base_example(rng, updated) for _ in range(512)]
+    beings = {e for e, _ in updated}
+    neighbours = [world.fact(e, a, v, rng, 0) for (e, a), v in world.facts.items() if e in beings and (e, a) not in updated]
+    return Lessons(stream, base, [e.kind for e in base], [world.fresh_example(rng) for _ in range(256)], neighbours)
+
+
+def file_lessons(config, context) -> Lessons:
+    """The tasks of --demos, in their order or that of --task-order; the examples of --keep are what the model can do already."""
+    stream = [split_holdout(task, config.holdout, config.seed) for task in read_tasks(list(config.demos), context, config.grader)]
+    kept = read_tasks(list(config.keep), context, config.grader) if config.keep else []
+    names = [task.family for task in stream]
+    if config.task_order:
+        order = [name.strip() for name in config.task_order.split(",")]
+        if sorted(order) != sorted(names):
+            raise BadInput(f"--task-order {config.task_order!r}: name every task of --demos once; they are {', '.join(names)}")
+        stream = [stream[names.index(name)] for name in order]
+    base = [(e, task.family) for task in kept for e in task.train]
+    return Lessons(stream, [e for e, _ in base], [name for _, name in base], [e for task in stream for e in task.test], [])
+
+
+class Probe:
+    """Everything that is measured after each task; NaN where there is nothing to measure."""
+
+    def __init__(self, lessons, reference, by_return=False):
+        self.lessons, self.reference = lessons, copy.deepcopy(reference)
+        self.score = earned if by_return else grade
+
+    def measure(self, student, done, task):
+        has = self.lessons
+        said = answers(student, has.base)
+        right = np.array([grade(e, a) for e, a in zip(has.base, said)])
+        kinds = np.array(has.kinds)
+        done["R"].append([accuracy(student, t.test, score=self.score) for t in has.stream])
+        done["base_accuracy"].append(mean(right))
+        done["base_by_kind"].append({k: mean(right[kinds == k]) for k in dict.fromkeys(has.kinds)})
+        done["voice"].append(mean([in_own_voice(a) for a in said]))
+        done["teacher_accuracy"].append(accuracy(student, has.shown, shown=True))
+        done["neighbours"].append(accuracy(student, has.neighbours))
+        done["drift_base"].append(drift(self.reference, student, has.base[:128]))
+        done["drift_new"].append(drift(self.reference, student, has.stream[max(task - 1, 0)].test))
+
+
+def mean(values) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def drift(base, model, examples) -> float:
+    """Mean KL(base ‖ model) in nats a token, over answers of the base to the bare prompts."""
+    if not examples:
+        return float("nan")
+    b = collate(examples).to(base.head.weight.device)
+    response, mask = base.generate(b.prompt, b.length, room(b), END, temperature=0)
+    with torch.no_grad():
+        p, q = (sdft.score(m, b.prompt, b.length, response) for m in (base, model))
+    return sdft.distill_loss(q, p, mask).item()
+
+
+def shown_accuracy(teacher, batch, examples) -> float:
+    """How often the teacher answers the demonstrations of a batch rightly (greedily)."""
+    response, _ = teacher.generate(batch.demo_prompt, batch.demo_length, room(batch), END, temperature=0)
+    return mean([grade(e, decode(r)) for e, r in zip(examples, response.tolist())])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Penalties: a second loss that holds the student to what it could do before. `remember` is what a penalty keeps, made anew as a task
+# begins; `penalty_loss` is the loss of one step. None of them stores data, but for replay.
+
+
+def remember(config, model, stream, task, memory):
+    if config.penalty == "replay":
+        return None                                        # the demonstrations are in the stream
+    if config.penalty == "self-replay":
+        return dream(model, DREAMS)
+    if config.penalty == "ewc":                            # online EWC: one sum for all tasks (Schwarz et al. 2018, without decay)
+        if task == 0:                                      # what the base knows: estimated on its own dreams
+            prompt, length, *_ = dream(model, FISHER)
+        else:
+            batch = collate(stream[task - 1].train[:FISHER]).to(model.head.weight.device)
+            prompt, length = batch.prompt, batch.length
+        new = fisher(model, prompt, length)
+        return [old + f for old, f in zip(memory, new)] if memory else new
+
+
+def penalty_loss(config, student, previous, batch, stream, task, memory, rng):
+    """`previous`: the student as the task began; `memory`: of `remember`. Returns a function of the student, or None."""
+    n, strength = config.batch_size, config.strength
+    if config.penalty == "replay":
+        if task == 0:
+            return None
+        old = collate(rng.choices(past_demonstrations(stream, task, strength), k=n)).to(batch.prompt.device)
+        return lambda student: sdft.sft_loss(sdft.score(student, old.prompt, old.length, old.response), old.response, old.response_mask)
+    if config.penalty == "self-replay":
+        rows = torch.randint(len(memory[0]), (n,)).to(batch.prompt.device)
+        prompt, length, response, mask = (t[rows] for t in memory)
+        return lambda student: strength * follow(student, previous, prompt, length, response, mask)
+    if config.penalty == "lwf":                            # Li and Hoiem 2016: what the old model would have said to the new prompts
+        return lambda student: strength * follow(student, previous, batch.prompt, batch.length, *sample(previous, batch.prompt, batch.length, room(batch)))
+    if config.penalty in ("l2", "ewc"):                    # Kirkpatrick et al. 2017; l2 is EWC with all weights alike
+        importance = memory if config.penalty == "ewc" else [1.0] * len(list(student.parameters()))
+        weights = list(zip(importance, student.parameters(), previous.parameters()))
+        return lambda student: strength / 2 * sum((f * (new - old) ** 2).sum() for f, new, old in weights)
+
+
+def follow(student, previous, prompt, length, response, mask):
+    """KL(previous ‖ student) along answers of the previous model."""
+    with torch.no_grad():
+        target = sdft.score(previous, prompt, length, response)
+    return sdft.distill_loss(sdft.score(student, prompt, length, response), target, mask)
+
+
+def dream(model, n):
+    """The model writes n prompts of its own past and answers them; half of the prompts stand behind a demonstration, dreamt as well, so
+    that reading demonstrations is kept, too. A dream is what the model writes after the token that begins a prompt or a demonstration.
+
+    Returns prompt (n', P), length (n',), response and mask (n', R), n' <= n: what did not become a prompt is dropped.
+    """
+
+    def write(first, n, n_new, end):
+        start = torch.full((n, 1), first, device=model.head.weight.device)
+        written, mask = model.generate(start, torch.ones_like(start[:, 0]), n_new, end)
+        rows = [[first, *r[: sum(m)]] for r, m in zip(written.tolist(), mask.tolist())]
+        return [r for r in rows if r[-1] == end and r.count(ANSWER) == 1 and END not in r[:-1]]
+
+    bare = write(PROMPT, n - n // 2, 16, ANSWER)
+    shown = [[*r, PROMPT, *r[1 : r.index(ANSWER) + 1]] for r in write(DEMO, n // 2, 40, END)]
+    if not bare + shown:
+        fail("none of the model's dreams is a prompt: pretrain it longer (--pretrain-steps), or use another --penalty")
+    prompt, length = (t.to(model.head.weight.device) for t in pad(bare + shown))
+    return prompt, length, *model.generate(prompt, length, 32, END)
+
+
+def fisher(model, prompt, length) -> list:
+    """Diagonal of the Fisher information, a tensor for each parameter: the mean square of one answer's gradient, the answer sampled
+    from the model itself (Kunstner et al. 2019: with labels of the data it would be another matrix)."""
+    response, mask = sample(model, prompt, length, 16)
+    information = [torch.zeros_like(p) for p in model.parameters()]
+    for i in range(len(prompt)):
+        row = slice(i, i + 1)
+        logits = sdft.score(model, prompt[row], length[row], response[row])
+        gradient = torch.autograd.grad(sdft.sft_loss(logits, response[row], mask[row], denominator=1), list(model.parameters()))
+        for f, g in zip(information, gradient):
+            f += g.square() / len(prompt)
+    return information
+
+
+def past_demonstrations(stream, task, share) -> list:
+    """What replay has stored when a task begins: the same share of every task before it, always the same examples."""
+    return [e for i, t in enumerate(stream[:task]) for e in random.Random(f"stored {i}").sample(t.train, max(1, round(share * len(t.train))))]
+
+
+def forgotten(R, base) -> float:
+    """How much has been lost by now: the larger of the mean drop on the tasks seen and the drop on the base skills."""
+    task = len(R) - 1
+    drops = [R[j + 1][j] - R[task][j] for j in range(task)]
+    return max(mean(drops), base[0] - base[-1]) if task else 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,218 +491,172 @@ def make_optimizer(model, config, frequency):
     return torch.optim.SGD([{"params": others, "lr": config.lr}, {"params": [embed], "lr": config.embed_lr}])
 
 
-def dream(model, n):
-    """Self-replay, first half: the model writes n prompts of its own past and answers them. No data is stored.
+def learn(config, lessons=None, start=None):
+    """Teach a stream's tasks one after another; returns the result that is also written to result.json.
 
-    A dreamt prompt is what the model writes after the token that begins one. Returns prompt (n', P), length (n',), response and
-    mask (n', R), n' <= n: what did not become a prompt is dropped.
+    lessons: what is taught, the world's stream when left out. start: the checkpoint to begin with, the base model when left out.
     """
-    start = torch.full((n, 1), PROMPT, device=model.head.weight.device)
-    written, mask = model.generate(start, torch.ones_like(start[:, 0]), MAX_NEW, end=ANSWER)
-    rows = [[PROMPT, *r[: sum(m)]] for r, m in zip(written.tolist(), mask.tolist())]
-    rows = [r for r in rows if r[-1] == ANSWER and END not in r]
-    if not rows:
-        fail("self-replay: none of the model's dreams is a prompt; pretrain it longer (--pretrain-steps), or leave --self-replay out")
-    prompt, length = (t.to(start.device) for t in pad(rows))
-    return prompt, length, *model.generate(prompt, length, MAX_NEW, END)
-
-
-def self_replay(student, previous, dreams, n):
-    """Self-replay, second half: KL(model before the task ‖ student) on n of the dreams."""
-    i = torch.randint(len(dreams[0]), (n,)).to(dreams[0].device)
-    prompt, length, response, mask = (t[i] for t in dreams)
-    with torch.no_grad():
-        target = sdft.score(previous, prompt, length, response)
-    return sdft.distill_loss(sdft.score(student, prompt, length, response), target, mask)
-
-
-def past_demonstrations(stream, task, share) -> list:
-    """What `--replay` has stored when a task begins: the same share of every task before it, always the same examples."""
-    return [e for i, t in enumerate(stream[:task]) for e in random.Random(f"stored {i}").sample(t.train, max(1, round(share * len(t.train))))]
-
-
-def learn(config):
-    """Teach the stream's tasks one after another; returns the result that is also written to result.json."""
     world = World(config.seed)
-    stream = world.stream(config.tasks, config.demonstrations)
-    if config.voice == "own":
-        for example in (e for task in stream for e in task.train + task.test):
-            example.demo = example.own
+    lessons = lessons or world_lessons(config, world)
+    stream = lessons.stream
     path = os.path.join(config.out, "checkpoint.pt")
-    saved = load_checkpoint(path) if config.resume else None
+    saved = load_checkpoint(path) if config.resume and os.path.exists(path) else None
     log = Log(config, saved["log_bytes"] if saved else 0)
-    if saved:                                              # the base model is in the checkpoint: it is not made or looked for again
-        student, frequency, gate = new_model(config), saved["frequency"], saved["gates"]
-        student.load_state_dict(saved["base"])
+    if saved and "pretraining" in saved:                   # stopped before the first task
+        student, frequency, gate = base_model(config, world, log, saved)
+        saved = None
+    elif saved or start:                                   # the base model is in the checkpoint: it is not made or looked for again
+        student, frequency, gate = new_model(config), *((saved or start)[k] for k in ("frequency", "gates"))
+        student.load_state_dict(saved["base"] if saved else start["student"])
     else:
         student, frequency, gate = base_model(config, world, log)
-    probe = Probe(world, stream, student)
+    probe = Probe(lessons, student, config.stream == "market")
     teacher = copy.deepcopy(student).requires_grad_(False)
     if config.compile:                                     # dynamic: other lengths must not compile it again, nor lengths that happen to be equal
         torch.fx.experimental._config.use_duck_shape = False
         sdft.on_policy_loss = torch.compile(sdft.on_policy_loss, fullgraph=True, dynamic=True)
     optimizer = make_optimizer(student, config, frequency)
     guard = sdft.TeacherGuard(config.guard, student, teacher)
-    previous, dreams = copy.deepcopy(teacher), ()
+    previous, memory = copy.deepcopy(student), None
     rng = random.Random(f"training {config.seed}")
     torch.manual_seed(config.seed)
     # what has been measured so far; plain lists, so that it goes into the checkpoint and the result as it is
-    done = {k: [] for k in ("R", "base_accuracy", "base_by_kind", "voice", "teacher_accuracy", "drift_base", "drift_new", "teacher_curve", "steps")}
-    done |= {"generated_tokens": 0, "guard_trips": 0, "seconds": 0.0}
+    done = {k: [] for k in ("R", "base_accuracy", "base_by_kind", "voice", "teacher_accuracy", "neighbours", "drift_base", "drift_new",
+                            "teacher_curve", "steps", "regularised")}
+    done |= {"generated_tokens": 0, "guard_trips": 0, "seconds": 0.0, "wall_seconds": 0.0}
     task, step, recent = 0, 0, []
     if saved:
         for module, name in ((student, "student"), (teacher, "teacher"), (previous, "previous"), (optimizer, "optimizer")):
             module.load_state_dict(saved[name])
-        guard.good, dreams, done, task, step, recent = (saved[k] for k in ("good", "dreams", "done", "task", "step", "recent"))
-        rng.setstate(saved["python_rng"])
-        torch.set_rng_state(saved["torch_rng"])
-        torch.cuda.set_rng_state_all(saved["cuda_rng"])
-        dreams = tuple(t.to(config.device) for t in dreams)
+        guard.good, memory, done, task, step, recent = (saved[k] for k in ("good", "memory", "done", "task", "step", "recent"))
+        memory = memory and type(memory)(t.to(config.device) for t in memory)
+        set_random_states(rng, saved)
         log.say(f"going on at task {task + 1} step {step}" if task < len(stream) else "all tasks were learned before")
     else:
-        probe.measure(student, teacher, done, 0)
-    log.start(done["seconds"], sum(done["steps"]) + step)
+        probe.measure(student, done, 0)
+    log.start(done["wall_seconds"], done["steps"], step)
 
     def checkpoint():
-        done["seconds"] = round(log.seconds(), 2)
+        done["wall_seconds"] = round(log.seconds(), 2)
         save(path, {"settings": dataclasses.asdict(config), "student": student.state_dict(), "teacher": teacher.state_dict(),
-                    "previous": previous.state_dict(), "optimizer": optimizer.state_dict(), "good": guard.good, "dreams": dreams,
-                    "base": probe.reference.state_dict(), "frequency": frequency, "gates": gate, "done": done, "task": task, "step": step, "recent": recent,
-                    "python_rng": rng.getstate(), "torch_rng": torch.get_rng_state(),
-                    "cuda_rng": torch.cuda.get_rng_state_all(), "log_bytes": log.bytes()})
+                    "previous": previous.state_dict(), "optimizer": optimizer.state_dict(), "good": guard.good, "memory": memory,
+                    "base": probe.reference.state_dict(), "frequency": frequency, "gates": gate, "done": done, "task": task, "step": step,
+                    "recent": recent, "log_bytes": log.bytes(), **random_states(rng)})
 
     if not saved:
         result_path = os.path.join(config.out, "result.json")
         if os.path.exists(result_path):                    # of an older run: this one's comes when it has ended
             os.remove(result_path)
         checkpoint()
-    alpha = 1.0 if config.method == "sft" else config.alpha
-    decay = {"ema": config.ema_decay, "live": 0.0, "frozen": 1.0}[config.teacher]
-    stop = []
-
-    def interrupt(*_):                                     # Ctrl-C: the step is finished, saved, and then the run ends; a second one ends it at once
-        stop.append(True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, interrupt)
+    alpha = config.alpha if config.method == "sdft" else 1.0
+    pool = [e for t in stream for e in t.train]
     while task < len(stream):
+        # ---- a task begins
         if step == 0:
             previous.load_state_dict(student.state_dict())
-            dreams, recent = dream(previous, DREAMS) if config.self_replay else (), []
+            done["regularised"].append(config.penalty != "none" and (config.when == "always" or forgotten(done["R"], done["base_accuracy"]) > NEEDED))
+            memory, recent = remember(config, previous, stream, task, memory) if done["regularised"][-1] else None, []
             for group, lr in zip(optimizer.param_groups, (config.lr, config.embed_lr)):     # what a guard has halved
                 group["lr"] = lr
-        examples = rng.sample(stream[task].train, min(config.batch_size, len(stream[task].train)))
-        batch = collate(examples).to(config.device)
-        penalty, draw = None, sample
-        if config.self_replay:
-            penalty = lambda student: self_replay(student, previous, dreams, config.batch_size)
-        if config.replay and task > 0:
-            old = collate(rng.choices(past_demonstrations(stream, task, config.replay), k=config.batch_size)).to(config.device)
-            penalty = lambda student: sdft.sft_loss(sdft.score(student, old.prompt, old.length, old.response), old.response, old.response_mask)
+        began = time.perf_counter()
+        train = pool if config.method == "joint" else stream[task].train
+        examples = rng.sample(train, min(config.batch_size, len(train)))
+        batch = collate(examples, None if config.shown == 0 else [others(e, train, config.shown, rng) for e in examples]).to(config.device)
+        draw = lambda student, prompt, length: sample(student, prompt, length, room(batch))
         if config.off_policy:
-            draw = lambda student, prompt, length: sample(teacher, batch.demo_prompt, batch.demo_length)
+            draw = lambda student, prompt, length: sample(teacher, batch.demo_prompt, batch.demo_length, room(batch))
+        penalty = penalty_loss(config, student, previous, batch, stream, task, memory, rng) if done["regularised"][-1] else None
         # ---- the method
         try:
             with autocast(config):
                 figures = sdft.sdft_step(
                     student, teacher, optimizer, batch, draw, divergence=config.divergence, beta=config.beta, alpha=alpha,
-                    ema_decay=decay, penalty=penalty, micro_batch=config.micro_batch or None, linear=config.vocab_size >= LINEAR_FROM)
+                    ema_decay=config.ema_decay, penalty=penalty, micro_batch=config.micro_batch or None, linear=config.vocab_size >= LINEAR_FROM)
         except FloatingPointError as e:
             fail(f"task {task + 1} step {step}: {e}. The last good checkpoint is {path}; lower --lr or --embed-lr and begin again")
         # ---- what follows is watching, logging, saving
         step += 1
+        done["seconds"] += time.perf_counter() - began
         recent = [*recent[-19:], figures["loss"]]
         done["generated_tokens"] += figures["sampled"]
         over = step == config.steps or (len(recent) == 20 and np.mean(recent) < config.converged)
         if step % config.watch_every == 0 or over:
             right = shown_accuracy(teacher, batch, examples)
             done["teacher_curve"].append([sum(done["steps"]) + step, right])
-            if config.method == "sdft" and not guard.check(right, student, teacher):
+            if alpha < 1 and not guard.check(right, student, teacher):
                 done["guard_trips"] += 1
                 recent, over = [], step == config.steps    # agreement with a broken teacher is no reason to stop
                 for group in optimizer.param_groups:
                     group["lr"] /= 2
                 log.say(f"task {task + 1} step {step}: the teacher answers {right:.0%} of its demonstrations rightly: rolled back, rates halved")
-            log.step({"task": task + 1, "step": step, **figures, "lr": optimizer.param_groups[0]["lr"], "teacher": right}, sum(done["steps"]) + step,
-                     f"task {task + 1}/{len(stream)} {stream[task].family:12s} step {step}/{config.steps}", (task + step / config.steps) / len(stream))
+            log.step({"task": task + 1, "step": step, **figures, "lr": optimizer.param_groups[0]["lr"], "teacher": right}, done["steps"],
+                     [t.family for t in stream], config.steps)
         if over:
             done["steps"].append(step)
             task, step = task + 1, 0
-            probe.measure(student, teacher, done, task)
+            probe.measure(student, done, task)
             learned, seen = done["R"][task][task - 1], np.mean(done["R"][task][:task])
-            log.say(f"task {task}/{len(stream)} learned to {learned:.2f} in {done['steps'][-1]} steps; all seen {seen:.2f}, "
-                    f"base {done['base_accuracy'][task]:.2f}, own voice {done['voice'][task]:.2f}, shown demonstrations {done['teacher_accuracy'][task]:.2f}")
-        if over or stop or step % config.save_every == 0:
+            log.say(f"task {task}/{len(stream)} {stream[task - 1].family}: {done['R'][0][task - 1]:.2f} before, learned to {learned:.2f} in {done['steps'][-1]} steps; "
+                    f"all seen {seen:.2f}, base {done['base_accuracy'][task]:.2f}, own voice {done['voice'][task]:.2f}, "
+                    f"shown demonstrations {done['teacher_accuracy'][task]:.2f}")
+        if over or log.stop or step % config.save_every == 0:
             checkpoint()
-        if stop:
-            raise KeyboardInterrupt
+        log.leave()
     kept = {"base_retention": "base_accuracy", "voice_retention": "voice", "teacher_retention": "teacher_accuracy"}
     ratio = {name: done[k][-1] / (done[k][0] or float("nan")) for name, k in kept.items()}
     result = {"method": run_name(config), "settings": dataclasses.asdict(config), **provenance(), "gates": gate,
               "families": [t.family for t in stream], **continual_metrics(done["R"]), **ratio, **done}
     write_json(os.path.join(config.out, "result.json"), result)
+    if config.demos:
+        log.say("\n" + changes(result))
     log.say(f"wrote {config.out}/result.json")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     return result
 
 
-class Probe:
-    """Everything that is measured after each task, on examples that no task trains on."""
-
-    def __init__(self, world, stream, base):
-        rng = random.Random(f"probe {world.seed}")
-        updated = {fact for task in stream if task.family == "update" for fact in task.items}   # these are scored by their new value
-        self.stream, self.reference = stream, copy.deepcopy(base)
-        self.base = [world.base_example(rng, updated) for _ in range(512)]
-        self.shown = [world.fresh_example(rng) for _ in range(256)]
-
-    def measure(self, student, teacher, done, task):
-        said = answers(student, self.base)
-        done["R"].append([accuracy(student, t.test) for t in self.stream])
-        right = np.array([grade(e, a) for e, a in zip(self.base, said)])
-        kinds = np.array([e.kind for e in self.base])
-        done["base_accuracy"].append(float(right.mean()))
-        done["base_by_kind"].append({k: float(right[kinds == k].mean()) for k in sorted(set(kinds.tolist()))})
-        done["voice"].append(float(np.mean([in_own_voice(a) for a in said])))
-        done["teacher_accuracy"].append(accuracy(student, self.shown, shown=True))
-        done["drift_base"].append(drift(self.reference, student, self.base[:128]))
-        done["drift_new"].append(drift(self.reference, student, self.stream[max(task - 1, 0)].test))
+def changes(result) -> str:
+    """What was learned and what was forgotten, task by task: accuracy before, when learned, now."""
+    R, kinds = result["R"], result["base_by_kind"]
+    rows = [(f"new: {name}", R[0][j], R[j + 1][j], R[-1][j]) for j, name in enumerate(result["families"])]
+    rows += [(f"kept: {name}", kinds[0][name], float("nan"), kinds[-1][name]) for name in kinds[0]]
+    return "\n".join([f"{'task':32s} {'before':>8s} {'learned':>8s} {'now':>8s}"] + [f"{name:32.32s} {a:8.2f} {b:8.2f} {c:8.2f}" for name, a, b, c in rows])
 
 
-def drift(base, model, examples) -> float:
-    """Mean KL(base ‖ model) in nats a token, over answers of the base to the bare prompts."""
-    b = collate(examples).to(base.head.weight.device)
-    response, mask = base.generate(b.prompt, b.length, MAX_NEW, END, temperature=0)
-    with torch.no_grad():
-        p, q = (sdft.score(m, b.prompt, b.length, response) for m in (base, model))
-    return sdft.distill_loss(q, p, mask).item()
+def others(example, train, k, rng) -> list:
+    """k demonstrations of the same task, of other prompts."""
+    return rng.sample([e for e in train if e.prompt != example.prompt], k)
 
 
-def shown_accuracy(teacher, batch, examples) -> float:
-    """How often the teacher answers the demonstrations of a batch rightly (greedily)."""
-    response, _ = teacher.generate(batch.demo_prompt, batch.demo_length, MAX_NEW, END, temperature=0)
-    return float(np.mean([grade(e, decode(r)) for e, r in zip(examples, response.tolist())]))
-
-
-def sample(model, prompt, length):
-    return model.generate(prompt, length, MAX_NEW, END)
+def sample(model, prompt, length, n_new):
+    return model.generate(prompt, length, n_new, END)
 
 
 class Log:
-    """One line for people and one line of JSON for programs at each logged step; the file begins with what the run is."""
+    """One line for people and one line of JSON for programs at each logged step; the file begins with what the run is.
+
+    Ctrl-C sets `stop`: the loop finishes its step, saves, and calls `leave`; a second Ctrl-C ends the run at once.
+    """
 
     def __init__(self, config, at=0):
-        self.path, self.name = os.path.join(config.out, "log.jsonl"), run_name(config)
+        self.path, self.name, self.stop = os.path.join(config.out, "log.jsonl"), run_name(config), False
         os.makedirs(config.out, exist_ok=True)
         with open(self.path, "ab") as f:
             f.truncate(at)                         # on resume: lines behind the checkpoint are written again
         self.start()
         if at == 0:
             self.write({"settings": dataclasses.asdict(config)} | provenance())
+        signal.signal(signal.SIGINT, self.interrupt)
 
-    def start(self, already=0.0, step=0):
+    def interrupt(self, *_):
+        self.stop = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def leave(self):
+        if self.stop:
+            raise KeyboardInterrupt
+
+    def start(self, already=0.0, steps=(), step=0):
         self.began = time.perf_counter() - already
-        self.last = time.perf_counter(), step
+        self.last = time.perf_counter(), sum(steps) + step
 
     def seconds(self):
         return time.perf_counter() - self.began
@@ -469,22 +671,30 @@ class Log:
     def say(self, text):
         print(f"{self.name:16s} {text}", flush=True)
 
-    def progress(self, text, share, tokens):
-        s = self.seconds()
-        self.say(f"{text} | {tokens / s:,.0f} tokens/s | {s:.0f} s, {s / share - s:.0f} s left")
+    def progress(self, text, step, begin, n, tokens):
+        each = self.seconds() / (step - begin)
+        self.say(f"{text} | {tokens / each:,.0f} tokens/s | {self.seconds():.0f} s, {each * (n - step):.0f} s left")
 
-    def step(self, record, step, text, share):
-        now = time.perf_counter()
-        ms = 1000 * (now - self.last[0]) / max(1, step - self.last[1])
-        self.last = now, step
-        self.write(record | {"ms": round(ms, 1)})
-        left = self.seconds() / share - self.seconds()
-        self.say(f"{text} loss {record['loss']:.4f} gradient {record['grad_norm']:.2f} teacher {record['teacher']:.2f} lr {record['lr']:g} | "
-                 f"{ms:.0f} ms/step, {record['tokens'] / ms * 1000:,.0f} tokens/s | {left:.0f} s left")
+    def step(self, record, steps, families, most):
+        """`steps`: those of the tasks that have ended; what the others will take is guessed from tasks of the same family, then of any."""
+        now, task, total = time.perf_counter(), record["task"], sum(steps) + record["step"]
+        ms = 1000 * (now - self.last[0]) / max(1, total - self.last[1])
+        self.last = now, total
+
+        def guess(family):
+            return mean([n for n, f in zip(steps, families) if f == family] or steps or [most])
+
+        left = max(0.0, guess(families[task - 1]) - record["step"]) + sum(map(guess, families[task:]))
+        left = self.seconds() / total * left
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "linux" else 1024**2)
+        self.write(record | {"ms": round(ms, 1), "peak_mb": peak, "seconds": round(self.seconds(), 1), "left": round(left, 1)})
+        self.say(f"task {task}/{len(families)} {families[task - 1]:12s} step {record['step']}/{most} loss {record['loss']:.4f} gradient {record['grad_norm']:.2f} "
+                 f"teacher {record['teacher']:.2f} lr {record['lr']:g} | {ms:.0f} ms/step, {record['tokens'] / ms * 1000:,.0f} tokens/s | {left:.0f} s left")
 
 
 def run_name(config):
-    return config.method + "+self-replay" * config.self_replay + f"+replay {config.replay:.0%}" * (config.replay > 0)
+    share = f" {config.strength:.0%}" * (config.penalty == "replay")
+    return config.method + f"+{config.penalty}{share}" * (config.penalty != "none") + " where needed" * (config.when == "needed")
 
 
 def provenance() -> dict:
@@ -506,53 +716,93 @@ def provenance() -> dict:
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line.
 
-CHOICES = {"method": ["base", "sft", "sdft"], "divergence": ["forward", "reverse", "jsd"], "teacher": ["ema", "live", "frozen"],
-           "preset": ["gpu"], "voice": ["expert", "own"]}
+CHOICES = {"method": ["base", "sft", "joint", "sdft"], "penalty": ["none", "replay", "self-replay", "lwf", "l2", "ewc"], "when": ["always", "needed"],
+           "stream": ["mixed", "market"], "divergence": ["forward", "reverse", "jsd"], "preset": ["gpu"], "voice": ["expert", "own"],
+           "grader": ["exact", "contains", "last-line"]}
+TUNED = {"none": 0.0, "replay": 0.05, "self-replay": 1.0, "lwf": 0.1, "l2": 1e-3, "ewc": 10.0}       # the strength of each penalty
+MACHINE = {"resume", "out", "device", "threads", "save_every"}                                       # what a resumed run may change
 
 
 def parse(argv=None) -> Config:
     """The command line as a Config; what is out of range or contradicts ends with one line and exit status 2."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+                                     allow_abbrev=False)
+    parser.error = lambda message: fail(f"train.py: {message}; all options: python train.py --help")
     for f in dataclasses.fields(Config):
-        help = f"{f.metadata['help']} (default: {f.default})".replace("%", "%%")
-        kind = {"action": "store_true"} if f.type is bool else {"type": f.type}
-        kind |= {"choices": CHOICES[f.name]} if f.name in CHOICES else {} if f.type is bool else {"metavar": f.type.__name__}
+        default = "none" if f.default in ("", ()) else f.default
+        help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+        kind = {"action": "store_true"} if f.type is bool else {"nargs": "+", "type": str, "metavar": "FILE"} if f.type is tuple else {"type": f.type}
+        kind |= {"choices": CHOICES[f.name]} if f.name in CHOICES else {"metavar": f.type.__name__} if f.type not in (bool, tuple) else {}
         parser.add_argument("--" + f.name.replace("_", "-"), help=help, **kind)
     given = vars(parser.parse_args(argv))
     config = Config(**PRESETS[given.get("preset", "")] | given)
     if config.resume:                                      # a run goes on with its own settings; the machine's may change
-        began = load_checkpoint(config.out)["settings"]
-        for name in given.keys() - {"resume", "out", "device", "threads", "save_every"}:
+        began = began_with(config.out)
+        for name in given.keys() - MACHINE:
             if given[name] != began[name]:
-                option_name = "--" + name.replace("_", "-")
-                parser.error(f"{option_name} {given[name]}: the run in {config.out} began with {began[name]}; leave it out, or use another folder")
+                parser.error(f"{flag(name)} {given[name]}: the run in {config.out} began with {began[name]}; leave it out, or use another folder")
         config = Config(**began | given)
     for name, (low, high) in RANGES.items():
         value = getattr(config, name)
         if not low <= value <= high:                       # NaN fails this too
-            parser.error(f"--{name.replace('_', '-')} {value}: must be from {low} to {high}")
-    if config.method != "sdft" and config.alpha:
-        parser.error(f"--alpha {config.alpha} is a share within sdft: leave it out, or use --method sdft")
-    if config.method != "sdft" and config.off_policy:
-        parser.error("--off-policy is a variant of sdft: leave it out, or use --method sdft")
-    if config.self_replay and config.replay:
-        parser.error("--self-replay and --replay are alternatives: choose one")
+            parser.error(f"{flag(name)} {value}: must be from {low} to {high}")
+
+    def only(condition, where, *names):
+        for name in names:
+            if not condition and getattr(config, name) != getattr(Config, name):
+                parser.error(f"{flag(name)} goes with {where}: leave it out, or add that")
+
+    only(config.method == "sdft", "--method sdft", "alpha", "off_policy", "shown", "divergence", "beta", "ema_decay")
+    only(config.divergence == "jsd", "--divergence jsd", "beta")
+    only(config.penalty != "none", "a --penalty", "strength")
+    only(config.penalty in ("self-replay", "lwf", "l2"), "--penalty self-replay, lwf or l2", "when")
+    only(config.demos, "--demos", "keep", "init", "holdout", "grader", "task_order")
+    only(not config.demos, "the world's streams, not with --demos", "stream", "tasks", "demonstrations", "voice", "shown")
+    only(config.stream == "mixed", "--stream mixed", "tasks")
+    if config.penalty == "replay" and config.strength > 1:
+        parser.error(f"--strength {config.strength}: of replay it is a share, from 0 to 1")
+    if config.method == "base" and config.demos:
+        parser.error("--demos teaches: use --method sdft or sft")
+    if config.shown >= config.demonstrations:
+        parser.error(f"--shown {config.shown}: a task has only {config.demonstrations} demonstrations (--demonstrations)")
     if config.n_embd % (2 * config.n_head):
         parser.error(f"--n-embd {config.n_embd}: must be a multiple of 2 * --n-head ({2 * config.n_head})")
-    config.steps = config.steps or {"sft": 300}.get(config.method, 150)
+    if "\0" in config.out or not config.out:
+        parser.error(f"--out {config.out!r}: not the name of a folder")
+    config.steps = config.steps or {"sdft": 150}.get(config.method, 300)
+    config.strength = config.strength or TUNED[config.penalty]
     if config.device == "auto":
         config.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device {config.device}: this machine or this build of torch has no CUDA; leave it out for the CPU")
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError):
+        parser.error(f"--device {config.device}: this machine or this build of torch has no such device; leave it out for the CPU")
     return config
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def began_with(folder) -> dict:
+    """The settings of a run that was started in a folder: of its checkpoint or, if it died before the first one, of its log."""
+    log = os.path.join(folder, "log.jsonl")
+    if not os.path.exists(os.path.join(folder, "checkpoint.pt")) and os.path.exists(log):
+        with open(log) as f:
+            first = f.readline()
+        try:
+            return json.loads(first)["settings"]
+        except (ValueError, KeyError):
+            pass                                           # it died while it wrote this line: there is nothing to resume
+    return load_checkpoint(folder)["settings"]
 
 
 PRESETS = {"": {}, "gpu": {"n_layer": 6, "n_head": 8, "n_embd": 256, "vocab_size": 50_304, "bf16": True, "compile": True, "batch_size": 256}}
 MANY = 10**9
 RANGES = {
-    "replay": (0, 1), "tasks": (1, 27), "seed": (0, MANY), "lr": (0, 1e3), "embed_lr": (0, 1e6), "f0": (1e-12, float("inf")),
-    "steps": (0, MANY), "batch_size": (1, MANY), "micro_batch": (0, MANY),
-    "demonstrations": (2, MANY), "beta": (1e-6, 1 - 1e-6), "alpha": (0, 1), "ema_decay": (0, 1), "converged": (0, 1e3), "guard": (0, 1),
+    "tasks": (1, 27), "seed": (0, MANY), "lr": (0, 1e3), "embed_lr": (0, 1e6), "f0": (1e-12, float("inf")), "steps": (0, MANY), "strength": (0, 1e9),
+    "batch_size": (1, MANY), "micro_batch": (0, MANY), "demonstrations": (2, 100_000), "shown": (0, 8), "holdout": (0, 0.9),
+    "beta": (1e-6, 1 - 1e-6), "alpha": (0, 1), "ema_decay": (0, 1), "converged": (0, 1e3), "guard": (0, 1),
     "n_layer": (1, 1000), "n_head": (1, 1000), "n_embd": (2, 100_000), "vocab_size": (VOCAB_SIZE, MANY),
     "pretrain_steps": (1, MANY), "pretrain_docs": (1, MANY), "dropout": (0, 0.9),
     "threads": (0, 1024), "save_every": (1, MANY), "watch_every": (1, MANY),
@@ -571,23 +821,50 @@ def locked(folder):
         yield
 
 
+def start_from(config) -> dict:
+    """The checkpoint of --init; its architecture is the run's."""
+    model, state = load_model(config.init)
+    if not {"frequency", "gates"} <= state.keys():
+        fail(f"--init {config.init}: its pretraining has not ended; go on with it first (--resume)")
+    if os.path.realpath(config.init) in (os.path.realpath(config.out), os.path.realpath(os.path.join(config.out, "checkpoint.pt"))):
+        fail(f"--out {config.out}: the new checkpoint would be written over the old one (--init); choose another folder")
+    for name in ("n_layer", "n_head"):
+        setattr(config, name, state["settings"][name])
+    config.vocab_size, config.n_embd = model.embed.weight.shape
+    return state
+
+
 def main(argv=None):
     config = parse(argv)
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.bf16:
-        torch.set_float32_matmul_precision("high")
+    choose_matmul(config)
     try:
+        start = start_from(config) if config.init else None
+        lessons = file_lessons(config, GPTConfig.context // 2) if config.demos else None    # half: a batch may join one's prompt and another's answer
         with locked(config.out):
             if config.method == "base":
-                base_model(config, World(config.seed), Log(config))
+                pretrain_only(config)
             else:
-                learn(config)
+                learn(config, lessons, start)
+    except BadInput as e:
+        fail(str(e))
     except OSError as e:
         fail(f"{e.filename or config.out}: {e.strerror or e}; what was saved before is whole")
     except KeyboardInterrupt:
         saved = os.path.exists(os.path.join(config.out, "checkpoint.pt"))
         fail("\ninterrupted; " + (f"go on with: python train.py --out {config.out} --resume" if saved else "nothing was saved yet"))
+
+
+def pretrain_only(config):
+    """The base model alone; a checkpoint of it is left in the folder too, to be asked, or taught by --init."""
+    path = os.path.join(config.out, "checkpoint.pt")
+    saved = load_checkpoint(path) if config.resume and os.path.exists(path) else None
+    saved = saved if saved and "pretraining" in saved else None
+    log = Log(config, saved["log_bytes"] if saved else 0)
+    model, frequency, gate = base_model(config, World(config.seed), log, saved)
+    state = model.state_dict()
+    save(path, {"settings": dataclasses.asdict(config), "student": state, "teacher": state, "frequency": frequency, "gates": gate, "log_bytes": log.bytes()})
 
 
 if __name__ == "__main__":
