@@ -14,25 +14,24 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from eval import read_json, write_json
+from eval import read_json
 
 HEADLINE, ABLATION, TUNING = range(6), range(3), [100]      # seeds of base model, world and stream; nothing tuned is reported on its own seed
-RATES = [(0.001, 10), (0.001, 30), (0.001, 100), (0.003, 10), (0.003, 30), (0.003, 100), (0.01, 30), (0.03, 10)]     # (lr, embed_lr)
+RATES = [(0.001, 10), (0.001, 30), (0.001, 100), (0.01, 30)]           # (lr, embed_lr)
 STRENGTHS = {"self-replay": [0.1, 0.3, 1, 3], "lwf": [0.01, 0.03, 0.1, 0.3], "l2": [1e-4, 1e-3, 1e-2, 1e-1], "ewc": [0.1, 1, 10, 100]}
 
 
 def trials() -> dict:
-    """The same eight trials for each method: of both rates or, with a penalty, of its strength at two rates. Five tasks."""
+    """The same four trials for each method: of its rates or, with a penalty, of its strength at SFT's rates. Five tasks."""
     methods = {"sft": "--method sft", "sdft": "", "off-policy": "--off-policy", "sft+replay": "--method sft --penalty replay"}
     plan = {f"{name} lr {lr:g} embed {embed}": f"{options} --lr {lr} --embed-lr {embed}" for name, options in methods.items() for lr, embed in RATES}
     for method, penalty in [("sdft", "self-replay"), *(("sft", p) for p in STRENGTHS)]:
-        plan |= {f"{method}+{penalty} {s:g} embed {embed}": f"--method {method} --penalty {penalty} --strength {s} --embed-lr {embed}"
-                 for s in STRENGTHS[penalty] for embed in (30, 100)}
+        plan |= {f"{method}+{penalty} {s:g}": f"--method {method} --penalty {penalty} --strength {s}" for s in STRENGTHS[penalty]}
     return {name: f"{options} --tasks 5" for name, options in plan.items()}
 
 
 SIZES = {"0.3M": "--n-embd 64 --n-head 2", "0.8M": "", "3.7M": "--n-layer 4 --n-embd 256 --n-head 8"}
-# experiment: (seeds, {name of the run: options of train.py}), the most telling ones first
+# experiment: (seeds, {name of the run: options of train.py})
 EXPERIMENTS = {
     "tune": (TUNING, trials()),
     "twenty": (HEADLINE, {
@@ -41,8 +40,12 @@ EXPERIMENTS = {
         "sdft+self-replay": "--penalty self-replay --tasks 20",
         "sdft+self-replay where needed": "--penalty self-replay --when needed --tasks 20"}),
     "market": (HEADLINE, {"sft": "--method sft --stream market", "sdft": "--stream market"}),
-    "variants": (ABLATION, {
+    "baselines": (HEADLINE, {
+        **{f"sft+replay {share:.0%}": f"--method sft --penalty replay --strength {share}" for share in (0.01, 0.05, 0.1)},
+        **{f"sft+{penalty}": f"--method sft --penalty {penalty}" for penalty in STRENGTHS},
         "off-policy": "--off-policy",
+        "joint": "--method joint"}),
+    "variants": (ABLATION, {
         "reverse": "--divergence reverse",
         "jsd": "--divergence jsd",
         "sft own voice": "--method sft --voice own",
@@ -51,24 +54,20 @@ EXPERIMENTS = {
         "sdft 4 others shown": "--shown 4",
         "sdft all rows alike": "--f0 inf"}),
     "ema": (ABLATION, {f"ema {decay:g}": f"--ema-decay {decay}" for decay in (0, 0.9, 0.95, 0.99, 0.995, 1)}),
-    "baselines": (HEADLINE, {
-        **{f"sft+replay {share:.0%}": f"--method sft --penalty replay --strength {share}" for share in (0.01, 0.05, 0.1)},
-        **{f"sft+{penalty}": f"--method sft --penalty {penalty}" for penalty in STRENGTHS},
-        "joint": "--method joint"}),
     "demonstrations": (ABLATION, {f"{method} {n}": f"--method {method} --demonstrations {n} --tasks 5"
                                   for n in (16, 32, 64, 128, 256, 512) for method in ("sft", "sdft")}),
     "alpha": (ABLATION, {f"alpha {a / 10:g}": f"--alpha {a / 10}" for a in range(1, 11)}),
     "sizes": (ABLATION, {f"{method} {size}": f"--method {method} --tasks 5 {options}" for size, options in SIZES.items() for method in ("sft", "sdft")}),
 }
-QUICK = {"twenty": ["sft", "sdft", "sdft+self-replay"], "market": ["sft", "sdft"], "variants": ["off-policy", "sft own voice"]}
-COST = {"sft": 9, "joint": 9, "sdft": 5}                    # seconds a task on one core, to tell the time before anything is known
+QUICK = {"twenty": ["sft", "sdft", "sdft+self-replay"], "market": ["sft", "sdft"], "baselines": ["off-policy"], "variants": ["sft own voice"]}
 
 
 def plan(names, quick) -> list:
-    """[(experiment, seed, name, options)], in the order in which they run."""
+    """[(experiment, seed, name, options)], in the order in which they run: three seeds of each experiment, then the others."""
     if quick:
         return [(e, 0, name, EXPERIMENTS[e][1][name].replace("--tasks 20", "--tasks 5")) for e, chosen in QUICK.items() for name in chosen]
-    return [(e, seed, name, options) for e in names for seed in EXPERIMENTS[e][0] for name, options in EXPERIMENTS[e][1].items()]
+    runs = [(e, seed, name, options) for e in names for seed in EXPERIMENTS[e][0] for name, options in EXPERIMENTS[e][1].items()]
+    return sorted(runs, key=lambda run: run[1] in HEADLINE[3:])
 
 
 def run(folder, seed, options) -> bool:
@@ -141,6 +140,8 @@ def main():
             spent += future.result()
             left = (time.perf_counter() - began) / max(1, spent) * (len(todo) - finished)
             print(f"{finished}/{len(todo)} {' '.join(map(str, futures[future]))} | about {left / 60:.0f} min left", flush=True)
+    if not args.quick:
+        gather(root, os.path.join("results", "runs.json"))
 
 
 if __name__ == "__main__":

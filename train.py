@@ -336,6 +336,10 @@ def file_lessons(config, context) -> Lessons:
     return Lessons(stream, [e for e, _ in base], [name for _, name in base], [e for task in stream for e in task.test], [])
 
 
+def fingerprint(lessons) -> str:
+    return hashlib.sha256(repr(dataclasses.astuple(lessons)).encode()).hexdigest()[:16]
+
+
 class Probe:
     """Everything that is measured after each task; NaN where there is nothing to measure."""
 
@@ -508,6 +512,9 @@ def learn(config, lessons=None, start=None):
     elif saved or start:                                   # the base model is in the checkpoint: it is not made or looked for again
         student, frequency, gate = new_model(config), *((saved or start)[k] for k in ("frequency", "gates"))
         student.load_state_dict(saved["base"] if saved else start["student"])
+        if saved and saved["lessons"] != fingerprint(lessons):
+            fail(f"{config.out}: what it teaches has changed since this run began (the files of --demos or --keep, or data.py); put it back, or start "
+                 "again in another folder")
     else:
         student, frequency, gate = base_model(config, world, log)
     probe = Probe(lessons, student, config.stream == "market")
@@ -541,7 +548,7 @@ def learn(config, lessons=None, start=None):
         save(path, {"settings": dataclasses.asdict(config), "student": student.state_dict(), "teacher": teacher.state_dict(),
                     "previous": previous.state_dict(), "optimizer": optimizer.state_dict(), "good": guard.good, "memory": memory,
                     "base": probe.reference.state_dict(), "frequency": frequency, "gates": gate, "done": done, "task": task, "step": step,
-                    "recent": recent, "log_bytes": log.bytes(), **random_states(rng)})
+                    "recent": recent, "lessons": fingerprint(lessons), "log_bytes": log.bytes(), **random_states(rng)})
 
     if not saved:
         result_path = os.path.join(config.out, "result.json")
@@ -750,7 +757,7 @@ def parse(argv=None) -> Config:
     def only(condition, where, *names):
         for name in names:
             if not condition and getattr(config, name) != getattr(Config, name):
-                parser.error(f"{flag(name)} goes with {where}: leave it out, or add that")
+                parser.error(f"{flag(name)} {getattr(config, name)} goes with {where}: leave it out, or add that")
 
     only(config.method == "sdft", "--method sdft", "alpha", "off_policy", "shown", "divergence", "beta", "ema_decay")
     only(config.divergence == "jsd", "--divergence jsd", "beta")
@@ -840,7 +847,8 @@ def main(argv=None):
         torch.set_num_threads(config.threads)
     choose_matmul(config)
     try:
-        start = start_from(config) if config.init else None
+        going_on = config.resume and os.path.exists(os.path.join(config.out, "checkpoint.pt"))
+        start = start_from(config) if config.init and not going_on else None
         lessons = file_lessons(config, GPTConfig.context // 2) if config.demos else None    # half: a batch may join one's prompt and another's answer
         with locked(config.out):
             if config.method == "base":

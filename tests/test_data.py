@@ -6,12 +6,13 @@ import sys
 import time
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 
 import data
 from conftest import ROOT
-from data import ACTIONS, END, STATES, TOKENIZER, Example, World, collate, decode, encode, expert_voice, grade, in_own_voice, own_voice, pack, pad, prompt_ids
+from data import ACTIONS, END, STATES, TOKENIZER, Example, World, collate, decode, earned, encode, expert_voice, grade, in_own_voice, own_voice, pack, pad, prompt_ids
 
 
 def test_doctests():
@@ -51,13 +52,32 @@ def test_grader_is_blind_to_voice_and_not_to_content(say):
 
 
 def test_grader_of_markets_takes_every_best_action(world):
-    tied = next((r, s) for r, regime in enumerate(world.regimes) for s in STATES if len(regime[s]) == 2)
-    best = (tuple(world.regimes[tied[0]][tied[1]]),) * 4
-    example = Example("", "", "", best, "market")
-    for words in [(best[0][0],) * 4, (best[0][1],) * 4, (*best[0], *best[0])]:
-        assert grade(example, "ok " + " ".join(words))
-    worst = next(a for a in ACTIONS if a not in best[0])
-    assert not grade(example, "ok " + " ".join([worst] + [best[0][0]] * 3))
+    assert any(sorted(r.values())[1] == max(r.values()) for payoffs in world.payoffs for r in payoffs.values())           # ties do occur
+    pays = {"buy": 2, "hold": 2, "sell": 1}
+    example = Example("", "", "", (pays,) * 4, "market")
+    for said in ["buy buy buy buy", "hold hold hold hold", "buy hold buy hold", "BUY 2 / HOLD 2 / BUY 2 / BUY 2"]:
+        assert grade(example, "ok " + said) and earned(example, said) == 1
+    assert not grade(example, "ok sell buy buy buy") and earned(example, "ok sell buy buy sell") == 6 / 8
+    assert earned(example, "ok buy buy buy") == earned(example, "ok buy buy buy wait") == earned(example, "") == 0
+
+
+def test_market_stream_visits_the_regimes_in_their_weather(world):
+    stream = world.market_stream(64, 16)
+    assert [t.family for t in stream] == list(data.REGIMES)
+    names = [name for t in stream for name in t.items]
+    assert len(names) == len(set(names)) == 48 and not set(names) & set(world.markets)
+    share = {t.family: np.mean([e.prompt.split(": ")[1].split().count("crash") / 4 for e in t.train]) for t in stream}
+    assert share["crash"] > 0.3 > 0.1 > share["calm"]
+    for task in stream:
+        assert not {e.prompt.split(": ")[1] for e in task.train} & {e.prompt.split(": ")[1] for e in task.test}          # paths unseen under any name
+        assert all(earned(e, e.own) == earned(e, e.demo) == 1 for e in task.train)
+
+
+def test_teacher_may_be_shown_several_demonstrations(world):
+    a, b = world.stream(1, 8, 8)[0].train[:2]
+    batch = collate([a], [[b, a]])
+    ids = batch.demo_prompt[0].tolist()
+    assert ids == [data.DEMO, *encode(b.prompt), data.ANSWER, *encode(b.demo), END, *prompt_ids(a.prompt, (a.prompt, a.demo))]
 
 
 def test_voice_check():
@@ -105,7 +125,7 @@ def test_base_examples_skip_updated_facts(world):
 def test_batch_is_left_aligned_with_an_explicit_mask():
     tokens, length = pad([[5, 6, 7], [8]])
     assert tokens.tolist() == [[5, 6, 7], [8, END, END]] and length.tolist() == [3, 1]
-    short, long = Example("x", "A", "", (), "text"), Example("x", "A B", "", (), "text")
+    short, long = Example("x", "A", "", (), "exact"), Example("x", "A B", "", (), "exact")
     b = collate([short, long])
     assert b.response.tolist() == [[*encode("A"), END, END], [*encode("A B"), END]]
     assert b.response_mask.tolist() == [[True, True, False], [True, True, True]]         # the end token counts, padding does not

@@ -3,16 +3,18 @@ import dataclasses
 import json
 import math
 import os
+import random
 import re
 import signal
 
 import pytest
 import torch
 
+import data
 import sdft
 import train
 from conftest import ROOT, random_gpt
-from data import ANSWER, PROMPT, VOCAB_SIZE
+from data import ANSWER, DEMO, END, PROMPT, VOCAB_SIZE
 
 TINY = ["--pretrain-steps", "2", "--pretrain-docs", "8", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--tasks", "2", "--steps", "4", "--batch-size", "8",
         "--demonstrations", "12", "--guard", "0", "--converged", "0", "--watch-every", "2", "--save-every", "1", "--threads", "1", "--device", "cpu"]
@@ -22,15 +24,15 @@ TINY = ["--pretrain-steps", "2", "--pretrain-docs", "8", "--n-layer", "1", "--n-
 def here(tmp_path, monkeypatch):
     """An empty folder of one's own: caches and runs stay out of the checkout. The probes are made small."""
     monkeypatch.chdir(tmp_path)
-    init = train.Probe.__init__
+    lessons = train.world_lessons
 
-    def small(self, *args):
-        init(self, *args)
-        self.base, self.shown = self.base[:8], self.shown[:8]
-        for task in self.stream:
+    def small(*args):
+        has = lessons(*args)
+        for task in has.stream:
             task.test = task.test[:4]
+        return train.Lessons(has.stream, has.base[:8], has.kinds[:8], has.shown[:8], has.neighbours[:8])
 
-    monkeypatch.setattr(train.Probe, "__init__", small)
+    monkeypatch.setattr(train, "world_lessons", small)
     monkeypatch.setattr(train, "gates", lambda model, world: {name: 0.0 for name in train.GATES})
     return tmp_path
 
@@ -81,15 +83,112 @@ def test_a_frequent_word_moves_less():
     torch.testing.assert_close(moved[:4], torch.tensor([2.0, 1.0, 0.2, 2.0]), rtol=1e-4, atol=1e-4)
 
 
-def test_dreamt_prompts_are_prompts():
+def test_dreams_are_prompts_and_prompts_behind_a_demonstration(monkeypatch):
+    """A model that was trained to write one document, over and over, dreams its prompt and its demonstration."""
     torch.manual_seed(0)
     gpt = random_gpt()
-    with torch.no_grad():
-        gpt.head.weight[ANSWER] *= 4                                                        # so that an untrained model ends a prompt now and then
+    bare = [PROMPT, 300, 301, ANSWER, 302, END]
+    shown = [DEMO, 300, 301, ANSWER, 303, END, *bare]
+    adam = torch.optim.Adam(gpt.parameters(), lr=0.01)
+    for _ in range(60):
+        loss = sum(torch.nn.functional.cross_entropy(gpt(torch.tensor([d[:-1]]))[0], torch.tensor(d[1:])) for d in (bare, shown))
+        adam.zero_grad(), loss.backward(), adam.step()
     prompt, length, response, mask = train.dream(gpt, 64)
-    assert 0 < len(prompt) == len(length) == len(response) == len(mask)
-    for row, n in zip(prompt.tolist(), length.tolist()):
-        assert row[0] == PROMPT and row[n - 1] == ANSWER and ANSWER not in row[: n - 1]
+    assert len(prompt) == len(length) == len(response) == len(mask)
+    rows = [row[:n] for row, n in zip(prompt.tolist(), length.tolist())]
+    assert rows.count(bare[:4]) > 20 and rows.count(shown[:10]) > 20
+    assert all(row[-1] == ANSWER and row[0] in (PROMPT, DEMO) for row in rows)
+
+
+def penalty(student, previous, stream, kind, task=1, **options):
+    config = train.parse(["--penalty", kind, "--batch-size", "8", *(x for k, v in options.items() for x in (f"--{k}", str(v)))])
+    memory = train.remember(config, previous, stream, task, None)
+    return train.penalty_loss(config, student, previous, train.collate(stream[task].train), stream, task, memory, random.Random(0))
+
+
+@pytest.mark.parametrize("kind", ["self-replay", "lwf", "l2", "ewc"])
+def test_a_penalty_is_nothing_for_an_unchanged_model_and_something_for_another(world, monkeypatch, kind):
+    gpt, other, stream = random_gpt(), random_gpt(1), world.stream(2, 8, 8)
+    prompt = torch.tensor([[PROMPT, 300, ANSWER]] * 4)
+    monkeypatch.setattr(train, "dream", lambda model, n: (prompt, torch.full((4,), 3), *model.generate(prompt, torch.full((4,), 3), 5, end=-1)))
+    torch.manual_seed(0)
+    assert penalty(gpt, gpt, stream, kind)(gpt).item() == 0.0
+    found = []
+    for strength in (1, 2):
+        torch.manual_seed(0)
+        found.append(penalty(other, gpt, stream, kind, strength=strength)(other).item())
+    assert found[0] > 1e-3 and found[1] == pytest.approx(2 * found[0])
+
+
+def test_l2_and_ewc_by_hand(monkeypatch):
+    """strength / 2 * sum F (new - old)^2, with F = 1 for l2."""
+    old, new = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
+    old.weight.data, new.weight.data = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 4.0]])
+    config = train.Config(penalty="l2", strength=3.0)
+    assert train.penalty_loss(config, new, old, None, [], 1, None, None)(new).item() == 3 / 2 * (1 + 4)
+    config = train.Config(penalty="ewc", strength=3.0)
+    assert train.penalty_loss(config, new, old, None, [], 1, [torch.tensor([[10.0, 0.5]])], None)(new).item() == 3 / 2 * (10 + 2)
+
+
+def test_fisher_is_the_mean_square_of_single_gradients(monkeypatch):
+    """Two prompts, and answers of one token that are fixed: against gradients taken one by one by the slow way."""
+    gpt = random_gpt()
+    prompt, length = torch.tensor([[PROMPT, 300, ANSWER], [PROMPT, 301, ANSWER]]), torch.tensor([3, 3])
+    answer = torch.tensor([[310], [311]])
+    monkeypatch.setattr(train, "sample", lambda *_: (answer, torch.ones(2, 1, dtype=torch.bool)))
+    found = train.fisher(gpt, prompt, length)
+    squares = []
+    for row in range(2):
+        gpt.zero_grad()
+        (-gpt(prompt[row : row + 1])[0, -1].log_softmax(-1)[answer[row, 0]]).backward()
+        squares.append([p.grad.square() for p in gpt.parameters()])
+    for f, a, b in zip(found, *squares):
+        torch.testing.assert_close(f, (a + b) / 2)
+
+
+def test_regularise_where_needed():
+    assert train.forgotten([[0.0, 0.0]], [1.0]) == 0.0
+    assert train.forgotten([[0.0, 0.0], [0.9, 0.0], [0.7, 0.8]], [1.0, 0.98, 0.97]) == pytest.approx(0.1)       # 0.2 and 0 on the tasks seen
+    assert train.forgotten([[0.0, 0.0], [0.9, 0.0], [0.9, 0.8]], [1.0, 0.98, 0.97]) == pytest.approx(0.03)      # the base skills
+
+
+def test_penalty_where_needed_runs_on_the_tasks_that_need_it(here, monkeypatch):
+    monkeypatch.setattr(train, "forgotten", lambda R, base: 0.5 * (len(R) == 2))
+    assert run("--out", "a", "--penalty", "l2", "--when", "needed")["regularised"] == [False, True]
+
+
+def test_alpha_one_is_sft_bit_for_bit(here):
+    a, b = run("--out", "a", "--method", "sft"), run("--out", "b", "--alpha", "1")
+    states = [torch.load(f"{folder}/checkpoint.pt", weights_only=True)["student"] for folder in "ab"]
+    assert a["R"] == b["R"] and all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+def test_joint_trains_on_all_tasks_at_once(here, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "collate", lambda examples, *rest, collate=train.collate: seen.append([e.prompt for e in examples]) or collate(examples, *rest))
+    run("--out", "a", "--method", "joint", "--watch-every", "100")
+    families = train.World(0).stream(2, 12)
+    prompts = [{e.prompt for e in task.train} for task in families]
+    batches = [batch for batch in seen if len(batch) == 8 and all(p in prompts[0] | prompts[1] for p in batch)]
+    assert any(set(batch) & prompts[0] and set(batch) & prompts[1] for batch in batches)
+
+
+def test_the_market_stream_is_graded_by_return(here):
+    i = TINY.index("--tasks")
+    result = train.learn(train.parse([*TINY[:i], *TINY[i + 2 :], "--stream", "market", "--out", "a"]))
+    assert result["families"] == list(data.REGIMES) and len(result["R"]) == 7
+
+
+def test_others_are_of_the_same_task_and_of_other_prompts(world):
+    train_set = world.stream(1, 40, 4)[0].train
+    shown = train.others(train_set[0], train_set, 4, random.Random(0))
+    assert len(shown) == 4 and all(e in train_set and e.prompt != train_set[0].prompt for e in shown)
+
+
+def test_products_on_a_cpu_are_fp32():
+    train.choose_matmul(train.Config(device="cpu"))
+    a, b = torch.randn(300, 200), torch.randn(200, 100)
+    assert ((a @ b - (a.double() @ b.double())).norm() / (a @ b).norm()) < 1e-5
 
 
 def test_replay_stores_the_same_share_of_every_past_task(world):
@@ -103,7 +202,7 @@ def test_off_policy_trains_on_what_the_teacher_says(here, monkeypatch):
     asked = []
     generate = train.GPT.generate
     monkeypatch.setattr(train.GPT, "generate", lambda self, prompt, *a, **k: asked.append(prompt[0, 0].item()) or generate(self, prompt, *a, **k))
-    monkeypatch.setattr(train.Probe, "measure", lambda self, s, t, done, task: done["R"].append([0.0] * 2) or [done[k].append(1.0) for k in ("base_accuracy", "voice", "teacher_accuracy")])
+    monkeypatch.setattr(train.Probe, "measure", lambda self, s, done, task: done["R"].append([0.0] * 2) or [done[k].append(1.0) for k in ("base_accuracy", "voice", "teacher_accuracy")])
     run("--out", "a", "--watch-every", "100")
     on_policy = asked.count(PROMPT)
     asked.clear()
@@ -111,16 +210,7 @@ def test_off_policy_trains_on_what_the_teacher_says(here, monkeypatch):
     assert on_policy == 8 and asked.count(PROMPT) == 0
 
 
-def test_replay_of_an_unchanged_model_costs_nothing():
-    torch.manual_seed(0)
-    gpt = random_gpt()
-    prompt = torch.tensor([[PROMPT, 300, ANSWER]] * 4)
-    dreams = prompt, torch.full((4,), 3), *gpt.generate(prompt, torch.full((4,), 3), 5, end=-1)
-    assert train.self_replay(gpt, gpt, dreams, 4).item() == 0.0
-    assert train.self_replay(random_gpt(1), gpt, dreams, 4).item() > 0.01
-
-
-@pytest.mark.parametrize("options", [["--method", "sft", "--replay", "0.2"], ["--method", "sdft", "--self-replay"]])
+@pytest.mark.parametrize("options", [["--method", "sft", "--penalty", "replay", "--strength", "0.2"], ["--penalty", "self-replay"], ["--penalty", "ewc", "--shown", "1"]])
 @pytest.mark.parametrize("killed_at", [1, 3, 4, 5, 7])
 def test_a_killed_run_resumed_equals_the_straight_run_bit_for_bit(here, monkeypatch, options, killed_at):
     straight = run(*options, "--out", "straight")
@@ -206,12 +296,10 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(here, monkeyp
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(here, monkeypatch):
     train.save("c.pt", {"x": torch.ones(3)})
 
-    def full(value, path):
-        with open(path, "wb") as f:
-            f.write(b"half")
+    def full(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
         train.save("c.pt", {"x": torch.zeros(3)})
     assert torch.load("c.pt", weights_only=True)["x"].sum() == 3 and os.listdir(".") == ["c.pt"]
@@ -256,13 +344,16 @@ def test_the_guard_acts(here):
 @pytest.mark.parametrize("options, message", [
     (["--lr", "nan"], "--lr nan: must be from 0"), (["--batch-size", "0"], "--batch-size 0"), (["--alpha", "1.5"], "--alpha 1.5"),
     (["--beta", "0"], "--beta 0.0"), (["--tasks", "28"], "--tasks 28"), (["--method", "sft", "--alpha", "0.5"], "--alpha 0.5"),
-    (["--method", "ppo"], "invalid choice: 'ppo'"), (["--n-embd", "30", "--n-head", "4"], "--n-embd 30"), (["--bogus"], "--bogus"), (["--self-replay", "--replay", "0.1"], "--self-replay and --replay"),
+    (["--method", "ppo"], "invalid choice: 'ppo'"), (["--n-embd", "30", "--n-head", "4"], "--n-embd 30"), (["--bogus"], "--bogus"), (["--strength", "0.1"], "--strength 0.1 goes with a --penalty"), (["--penalty", "replay", "--strength", "2"], "--strength 2.0"),
+    (["--keep", "x"], "goes with --demos"), (["--demos", "x", "--tasks", "3"], "--tasks 3 goes with"), (["--beta", "0.3"], "--beta 0.3 goes with"),
+    (["--stream", "market", "--tasks", "3"], "--tasks 3 goes with"), (["--shown", "3", "--demonstrations", "3"], "--shown 3"), (["--out", ""], "--out ''"),
+    (["--device", "nonsense"], "--device nonsense"), (["--method", "base", "--demos", "x"], "--demos teaches"), (["--ste", "3"], "unrecognized arguments: --ste"),
     (["--method", "sft", "--off-policy"], "--off-policy"), (["--steps", "x"], "--steps"),
 ])
 def test_bad_options_end_with_one_line(capsys, options, message):
     with pytest.raises(SystemExit) as e:
         train.parse(options)
-    assert e.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+    assert e.value.code == 2 and len(lines := capsys.readouterr().err.splitlines()) == 1 and message in lines[0]
 
 
 def test_every_field_of_the_config_is_read_and_explained():
@@ -274,11 +365,12 @@ def test_every_field_of_the_config_is_read_and_explained():
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
-@pytest.mark.parametrize("teacher", ["ema", "live", "frozen"])
-def test_every_divergence_and_teacher_runs(here, divergence, teacher):
-    result = run("--out", "a", "--tasks", "1", "--steps", "2", "--divergence", divergence, "--teacher", teacher, "--alpha", "0.3", "--micro-batch", "3")
+@pytest.mark.parametrize("decay", [0.98, 0.0, 1.0])
+def test_every_divergence_and_teacher_runs(here, divergence, decay):
+    more = ["--beta", "0.4"] * (divergence == "jsd")
+    result = run("--out", "a", "--tasks", "1", "--steps", "2", "--divergence", divergence, *more, "--ema-decay", str(decay), "--alpha", "0.3", "--micro-batch", "3")
     state = torch.load("a/checkpoint.pt", weights_only=True)
     base = torch.load(next((here / "out").glob("base*")), weights_only=True)["student"]
-    same = {"live": state["student"], "frozen": base}.get(teacher)
+    same = {0.0: state["student"], 1.0: base}.get(decay)                                    # a live teacher, a frozen one
     assert same is None or all(torch.equal(v, state["teacher"][k]) for k, v in same.items())
     assert not math.isnan(result["learning_accuracy"])

@@ -1,0 +1,589 @@
+"""The claims about SDFT, and what the runs of evidence.py say about each: figures, a verdict by a rule written down before, pictures.
+
+    python claims.py        reads results/runs.json; writes results/evidence.json and results/*.png; prints the table of claims
+
+A claim is a function of the runs. The first line of its docstring is the claim, the rest the rule of its verdict. It returns the seeds that have
+all runs of the comparison, its figures, its margins (how far beyond the claim's bound: at least 0 where it holds) and its directions (above 0 where
+at least the sign is right); `verdict` decides. A figure is an array, one number a seed, or a pair (mean, half of its 95 % interval). Figures are
+fractions. "Better", "more" and "grows" mean by at least one point (0.01), "no less" and "as good" by at most one.
+"""
+import argparse
+import functools
+import json
+import math
+import os
+
+import numpy as np
+
+from eval import SHORT, continual_metrics, fail, read_json, t_quantile_975, write_json
+from evidence import ABLATION, EXPERIMENTS, SIZES
+
+NAN = float("nan")
+POINT = 0.01
+FEWEST = 2                        # seeds without which nothing is said: one has no interval
+# A wanted run: (experiment, name[, after how many tasks]). A longer stream begins with the shorter one, so twenty tasks give ten as well.
+SFT, SDFT, REPLAY, NEEDED = [("twenty", name) for name in EXPERIMENTS["twenty"][1]]
+SFT10, SDFT10, REPLAY10 = [(*run, 10) for run in (SFT, SDFT, REPLAY)]
+TEN, TWENTY = {"sft": SFT10, "sdft": SDFT10}, {"sft": (*SFT, 20), "sdft": (*SDFT, 20)}
+DEMONSTRATIONS = (16, 32, 64, 128, 256, 512)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures of a run, paired runs, intervals, the verdict.
+
+
+class NotMeasured(Exception):
+    """Too few seeds have all the runs of a comparison; args[0] are those that have."""
+
+
+def ratio(last, first):
+    return last / first if first else NAN
+
+
+def after(row, n=0) -> dict:
+    """The figures of a run after its first n tasks (0: all); NaN is what was measured at the end of a longer run alone.
+
+    performance: what is left of all that it could do once, half tasks (retention), half base skills (base retention).
+    score: what it can do, half tasks (average accuracy), half base skills (base retention).
+    """
+    R = np.array(row["R"], dtype=float)
+    n = n or R.shape[1]
+    f = continual_metrics(R[: n + 1, :n])
+    f |= {name: ratio(row[k][n], row[k][0]) for name, k in (("base_retention", "base_accuracy"), ("voice_retention", "voice"),
+                                                           ("teacher_retention", "teacher_accuracy"), ("neighbours_kept", "neighbours"))}
+    f |= {"performance": (f["retention"] + f["base_retention"]) / 2, "score": (f["average_accuracy"] + f["base_retention"]) / 2,
+          "before": R[0, :n].mean(), "past_tasks": R[n, : n - 1].mean() if n > 1 else NAN, "with_demonstration": row["teacher_accuracy"][0],
+          "new_with_demonstration": row["gates"]["new_with_demonstration"],
+          "steps": sum(row["steps"][:n]), "regularised": np.mean(row["regularised"][:n])}
+    first, last = row["base_by_kind"]
+    kept = lambda *kinds: np.mean([ratio(last[k], first[k]) for k in kinds if k in first] or [NAN])
+    at_end = {"two_step_skills_kept": kept("composed", "chain"), "one_step_skills_kept": kept("letters", "market", "fact")}
+    at_end |= {k: row[k] for k in ("generated_tokens", "seconds", "guard_trips")}
+    return f | {k: v if n == R.shape[1] else NAN for k, v in at_end.items()} | {"row": row}
+
+
+def of(runs, experiment, name, n=0, seeds=None) -> dict:
+    """{seed: figures} of the runs with this name that learned at least n tasks."""
+    return {r["seed"]: after(r, n) for r in runs
+            if (r["experiment"], r["name"]) == (experiment, name) and len(r["steps"]) >= n and (seeds is None or r["seed"] in seeds)}
+
+
+def paired(runs, wanted: dict):
+    """The seeds that have every wanted run, and {label: {figure: array over these seeds}}."""
+    found = {label: of(runs, *run) for label, run in wanted.items()}
+    seeds = sorted(set.intersection(*map(set, found.values())))
+    if len(seeds) < FEWEST:
+        raise NotMeasured(seeds)
+    return seeds, {label: {k: np.array([by_seed[s][k] for s in seeds]) for k in by_seed[seeds[0]]} for label, by_seed in found.items()}
+
+
+def show(found, *names) -> dict:
+    return {f"{k}, {label}".replace("_", " "): figures[k] for k in names for label, figures in found.items()}
+
+
+quantile = functools.cache(t_quantile_975)
+
+
+def interval(values) -> tuple[float, float]:
+    """(mean, half of the 95 % t-interval) of an array over seeds, NaN left out; one number has no interval (NaN). A pair is one already."""
+    if isinstance(values, tuple):
+        return values
+    values = np.array(values, dtype=float)
+    values = values[~np.isnan(values)]
+    n = len(values)
+    return (float(values.mean()) if n else NAN, float(quantile(n - 1) * values.std(ddof=1)) / math.sqrt(n) if n > 1 else NAN)
+
+
+def verdict(margins, directions=()) -> str:
+    """holds: of every margin the whole 95 % interval is at or above 0. holds partly: every margin's mean is, or every direction's whole interval
+    is above 0. not measured: a margin has no interval."""
+    margins, directions = ([interval(m) for m in figures] for figures in (margins, directions))
+    if np.isnan(margins).any():
+        return "not measured"
+    if all(mean - half >= -1e-9 for mean, half in margins):
+        return "holds"
+    right = directions and all(mean - half > 1e-9 for mean, half in directions)
+    return "holds partly" if right or all(mean >= -1e-9 for mean, _ in margins) else "does not hold here"
+
+
+def better(runs, ours, others, names, by=POINT, sign=None, also=()):
+    """A claim that our run has more than each of the others, in each of the named figures. Margin: ours - other - by. Direction: ours - other
+    (in `sign`, or in the named figures). `also`: figures that are only reported."""
+    seeds, found = paired(runs, ours | others)
+    (mine,) = ours
+    more = lambda k: [found[mine][k] - found[other][k] for other in others]
+    return seeds, show(found, *names, *also), [m - by for k in names for m in more(k)], [m for k in ([sign] if sign else names) for m in more(k)]
+
+
+def ranks(x) -> np.ndarray:
+    """1 is the smallest; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def spearman(x, y) -> float:
+    """Rank correlation: Pearson's of the ranks; NaN where x or y is constant."""
+    a, b = (ranks(v) - (len(v) + 1) / 2 for v in (x, y))
+    return float(a @ b / math.sqrt((a @ a) * (b @ b))) if a.any() and b.any() else NAN
+
+
+def rank_correlation(x, y, draws=1000) -> tuple[float, float]:
+    """(Spearman's rho, half of its 95 % interval by a seeded bootstrap over the points)."""
+    x, y = np.array(x, dtype=float), np.array(y, dtype=float)
+    rho = spearman(x, y)
+    if math.isnan(rho):
+        return NAN, NAN
+    low, high = np.nanpercentile([spearman(x[i], y[i]) for i in np.random.default_rng(0).integers(len(x), size=(draws, len(x)))], [2.5, 97.5])
+    return rho, float(high - low) / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The claims.
+
+
+def new_tasks(runs):
+    """SDFT learns new tasks better than SFT, by at least 5 points.
+    Learning accuracy, ten tasks. Margin: sdft - sft - 5 points. Direction: sdft - sft."""
+    return better(runs, {"sdft": SDFT10}, {"sft": SFT10}, ["learning_accuracy"], by=0.05)
+
+
+def ten_tasks(runs):
+    """After ten tasks SFT has forgotten at least 42 %, SDFT at most 11 %.
+    Forgetting of the tasks (Chaudhry). Margins: sft - 42 points; 11 points - sdft. Direction: sft - sdft."""
+    seeds, found = paired(runs, TEN)
+    sft, sdft = (m["forgetting"] for m in found.values())
+    return seeds, show(found, "forgetting", "base_retention"), [sft - 0.42, 0.11 - sdft], [sft - sdft]
+
+
+def twenty_tasks(runs):
+    """After twenty tasks SDFT keeps at least 85 % of its performance, SFT less than 40 %.
+    Performance: half retention of the tasks, half base retention. Margins: sdft - 85 points; 40 points - sft. Direction: sdft - sft."""
+    seeds, found = paired(runs, TWENTY)
+    sft, sdft = (m["performance"] for m in found.values())
+    return seeds, show(found, "performance", "retention", "base_retention"), [sdft - 0.85, 0.40 - sft], [sdft - sft]
+
+
+def gap_grows(runs):
+    """The longer the stream, the larger the gap between SDFT and SFT.
+    Gap in performance (half retention, half base retention) after 5, 10, 20 tasks. Margins: 10 - 5 and 20 - 10, - 1 point. Direction: 20 - 5."""
+    seeds, found = paired(runs, {(name, n): (*run, n) for n in (5, 10, 20) for name, run in (("sft", SFT), ("sdft", SDFT))})
+    gap = {n: found["sdft", n]["performance"] - found["sft", n]["performance"] for n in (5, 10, 20)}
+    figures = {f"performance, sdft - sft after {n}": g for n, g in gap.items()}
+    return seeds, figures, [gap[10] - gap[5] - POINT, gap[20] - gap[10] - POINT], [gap[20] - gap[5]]
+
+
+def half_demonstrations(runs):
+    """SDFT needs half of SFT's demonstrations: with n/2 it learns as well as SFT with n, n from 32 to 512.
+    Learning accuracy. Margins: the mean over n of sdft(n/2) - sft(n) + 1 point; at each n the upper end of the interval of sdft(n/2) - sft(n); and,
+    for half to be enough because of SDFT, the mean over n of sdft(n/2) - sft(n/2) - 1 point. Direction: the first margin."""
+    seeds, found = paired(runs, {(m, n): ("demonstrations", f"{m} {n}") for m in ("sft", "sdft") for n in DEMONSTRATIONS})
+    learned = lambda method, n: found[method, n]["learning_accuracy"]
+    ahead = {n: learned("sdft", n // 2) - learned("sft", n) for n in DEMONSTRATIONS[1:]}
+    mean, beside = np.mean(list(ahead.values()), axis=0), np.mean([learned("sdft", n // 2) - learned("sft", n // 2) for n in ahead], axis=0)
+    figures = {"mean of sdft(n/2) - sft(n)": mean, "of sdft(n/2) - sft(n/2)": beside} | {f"sdft({n // 2}) - sft({n})": a for n, a in ahead.items()}
+    return seeds, figures, [mean + POINT, *[(sum(interval(a)), 0.0) for a in ahead.values()], beside - POINT], [mean + POINT]
+
+
+def alpha_one_is_sft(runs):
+    """Without distillation (alpha = 1) SDFT falls to SFT.
+    Margins: learning accuracy, average accuracy and base retention within 5 points of sft's. Direction: its score is nearer to sft's than sdft's."""
+    seeds, found = paired(runs, {"alpha 1": ("alpha", "alpha 1")} | TEN)
+    one, sft, sdft = found.values()
+    names = ("learning_accuracy", "average_accuracy", "base_retention")
+    nearer = abs(one["score"] - sdft["score"]) - abs(one["score"] - sft["score"])
+    return seeds, show(found, *names), [0.05 + sign * (one[k] - sft[k]) for k in names for sign in (1, -1)], [nearer]
+
+
+def best_alpha(runs):
+    """The best supervised share alpha is between 0.4 and 0.6.
+    Score: half average accuracy, half base retention. Margin: the best of 0.4 to 0.6 (by the mean over seeds) - the best of the others - 1 point.
+    Direction: the same without the point."""
+    seeds, found = paired(runs, {0: SDFT10} | {a: ("alpha", f"alpha {a / 10:g}") for a in range(1, 11)})
+    best = lambda alphas: max(alphas, key=lambda a: found[a]["score"].mean())
+    inside, outside = best([4, 5, 6]), best([0, 1, 2, 3, 7, 8, 9, 10])
+    ahead = found[inside]["score"] - found[outside]["score"]
+    return seeds, {f"score, alpha {a / 10:g}": found[a]["score"] for a in (inside, outside)}, [ahead - POINT], [ahead]
+
+
+def frozen_teacher(runs):
+    """A frozen teacher raises forgetting by about 30 %.
+    Loss: 1 - performance (half retention, half base retention). Margins: frozen - 1.15 moving; 1.45 moving - frozen. Direction: frozen - moving."""
+    seeds, found = paired(runs, {"frozen": ("ema", "ema 1"), "moving": SDFT10})
+    frozen, moving = (1 - m["performance"] for m in found.values())
+    figures = {"loss, frozen": frozen, "loss, moving": moving} | show(found, "forgetting", "learning_accuracy")
+    return seeds, figures, [frozen - 1.15 * moving, 1.45 * moving - frozen], [frozen - moving]
+
+
+def live_teacher(runs):
+    """A live teacher (the student's own weights) collapses.
+    Score: half average accuracy, half base retention. Margin: half of the moving teacher's score - the live one's. Direction: moving - live."""
+    seeds, found = paired(runs, {"live": ("ema", "ema 0"), "moving": SDFT10})
+    live, moving = (m["score"] for m in found.values())
+    return seeds, show(found, "score") | {"guard trips, live": found["live"]["guard_trips"]}, [moving / 2 - live], [moving - live]
+
+
+def forward_divergence(runs):
+    """KL(teacher ‖ student) converges best: it learns more than KL(student ‖ teacher) and the Jensen-Shannon divergence.
+    Learning accuracy. Margins: forward - reverse - 1 point; forward - jsd - 1 point. Directions: the same without the point."""
+    return better(runs, {"forward": SDFT10}, {k: ("variants", k) for k in ("reverse", "jsd")}, ["learning_accuracy"], also=["steps"])
+
+
+def same_prompt(runs):
+    """The demonstration of the same prompt teaches better than those of other prompts.
+    Learning accuracy. Margins: same - 1 other - 1 point; same - 4 others - 1 point. Directions: the same without the point."""
+    others = {k: ("variants", f"sdft {k} shown") for k in ("1 other", "4 others")}
+    return better(runs, {"same": SDFT10}, others, ["learning_accuracy"], also=["base_retention"])
+
+
+def own_voice(runs):
+    """With demonstrations in the model's own voice SFT forgets no more than SDFT.
+    Loss: 1 - performance (half retention, half base retention). Margins: loss of sdft, in its own voice and in the experts', - that of sft in its own
+    voice + 1 point. Direction: loss of sft in the experts' voice - in its own."""
+    seeds, found = paired(runs, {f"{m} own voice": ("variants", f"{m} own voice") for m in ("sft", "sdft")} | TEN)
+    lost = {label: 1 - m["performance"] for label, m in found.items()}
+    margins = [lost[label] - lost["sft own voice"] + POINT for label in ("sdft own voice", "sdft")]
+    return seeds, {f"loss, {k}": v for k, v in lost.items()} | show(found, "learning_accuracy"), margins, [lost["sft"] - lost["sft own voice"]]
+
+
+def on_policy(runs):
+    """Learning from one's own samples matters: on the teacher's samples SDFT is worse.
+    Score: half average accuracy, half base retention. Margin: on-policy - off-policy - 1 point. Direction: the same without the point."""
+    also = ["learning_accuracy", "average_accuracy", "base_retention"]
+    return better(runs, {"on-policy": SDFT10}, {"off-policy": ("variants", "off-policy")}, ["score"], also=also)
+
+
+def rare_rows(runs):
+    """One learning rate for all rows of the embedding costs learning and base skills.
+    Margins: learning accuracy and base retention, rates by rarity - all alike - 1 point. Direction: score (average accuracy and base retention)."""
+    others = {"alike": ("variants", "sdft all rows alike")}
+    return better(runs, {"by rarity": SDFT10}, others, ["learning_accuracy", "base_retention"], sign="score")
+
+
+def answer_only(runs):
+    """Demonstrations of the answer alone: skills that need a written intermediate step survive twenty tasks of SDFT (90 %), not of SFT (50 %).
+    Share kept of the accuracy on base skills of two steps. Margins: sdft - 90 points; 50 points - sft. Direction: sdft - sft."""
+    seeds, found = paired(runs, TWENTY)
+    sft, sdft = (m["two_step_skills_kept"] for m in found.values())
+    return seeds, show(found, "two_step_skills_kept", "one_step_skills_kept"), [sdft - 0.90, 0.50 - sft], [sdft - sft]
+
+
+def sizes(runs):
+    seeds, found = paired(runs, {(m, size): ("sizes", f"{m} {size}") for size in SIZES for m in ("sft", "sdft")})
+    return seeds, {size: found["sdft", size] for size in SIZES}, {size: found["sdft", size]["score"] - found["sft", size]["score"] for size in SIZES}
+
+
+def model_size(runs):
+    """The larger the model, the larger SDFT's advantage over SFT.
+    Advantage: score (half average accuracy, half base retention) of sdft - sft. Margins: each size - the next smaller - 1 point.
+    Direction: largest - smallest."""
+    seeds, found, ahead = sizes(runs)
+    small, *_, large = steps = list(ahead.values())
+    figures = {f"advantage, {size}": a for size, a in ahead.items()} | show(found, "with_demonstration")
+    return seeds, figures, [b - a - POINT for a, b in zip(steps, steps[1:])], [large - small]
+
+
+def in_context(runs):
+    """The better a model uses a demonstration before it is taught, the larger SDFT's advantage over SFT.
+    Rank correlation over sizes and seeds. Margin: rho of the accuracy with a demonstration - 0.5. Direction: rho."""
+    seeds, found, ahead = sizes(runs)
+    over = lambda k: rank_correlation(np.concatenate([m[k] for m in found.values()]), np.concatenate(list(ahead.values())))
+    rho, half = over("with_demonstration")
+    return seeds, {"rho": (rho, half), "rho, new names": over("new_with_demonstration")}, [(rho - 0.5, half)], [(rho, half)]
+
+
+def drifts(runs):
+    """[(row, drift on the last task's prompts, drift on base prompts, share of the base skills lost)] of all runs but those for tuning."""
+    points = [(r, r["drift_new"][-1], r["drift_base"][-1], 1 - after(r)["base_retention"]) for r in runs if r["experiment"] != "tune"]
+    return [p for p in points if not np.isnan(p[1:]).any()]
+
+
+def drift_predicts(runs):
+    """Drift predicts forgetting: the farther the answers to new prompts have moved, KL(base ‖ model), the more base skills are lost.
+    Spearman's rank correlation over all runs but those for tuning, at least ten. Margin: rho - 0.7. Direction: rho."""
+    points = drifts(runs)
+    seeds = sorted({row["seed"] for row, *_ in points})
+    if len(points) < 10:
+        raise NotMeasured(seeds)
+    _, new, base, lost = zip(*points)
+    rho, half = rank_correlation(new, lost)
+    return seeds, {"rho": (rho, half), "rho, base prompts": rank_correlation(base, lost)}, [(rho - 0.7, half)], [(rho, half)]
+
+
+def by_family(rows) -> dict:
+    """{family: [accuracy when learned, accuracy at the end]}, each an array over the runs."""
+    def mean(row, family, at):
+        return np.mean([at(row["R"], j) for j, f in enumerate(row["families"]) if f == family] or [NAN])
+
+    return {family: [np.array([mean(r, family, at) for r in rows]) for at in (lambda R, j: R[j + 1][j], lambda R, j: R[-1][j])]
+            for family in dict.fromkeys(f for r in rows for f in r["families"])}
+
+
+def families(runs):
+    """SDFT learns skills, decisions and facts alike: 95 % in every family after twenty tasks, and an update spares its neighbours.
+    Margins: final accuracy of sdft in each family - 95 points; neighbours kept - 95 points. Direction: sdft - sft, mean over the families."""
+    seeds, found = paired(runs, TWENTY)
+    sft, sdft = ({f: end for f, (_, end) in by_family(m["row"]).items()} for m in found.values())
+    kept = found["sdft"]["neighbours_kept"]
+    figures = {f"{family}, sdft": end for family, end in sdft.items()} | show(found, "neighbours_kept")
+    return seeds, figures, [*[end - 0.95 for end in sdft.values()], kept - 0.95], [np.mean([sdft[f] - sft[f] for f in sdft], axis=0)]
+
+
+def market(runs):
+    """From a calm market to a crash: SDFT earns more than SFT at the end, in all regimes and in those that are past.
+    Share of the best return. Margins: sdft - sft - 1 point, over all regimes; over all but the last. Directions: the same without the point."""
+    return better(runs, {"sdft": ("market", "sdft")}, {"sft": ("market", "sft")}, ["average_accuracy", "past_tasks"], also=["before"])
+
+
+def where_needed(runs):
+    """To regularise only where forgetting shows is as good as to regularise always, and costs less.
+    SDFT with self-replay, twenty tasks. Margins: where needed - always + 1 point, in average accuracy and in base retention; seconds saved."""
+    seeds, found = paired(runs, {"never": (*SDFT, 20), "needed": (*NEEDED, 20), "always": (*REPLAY, 20)})
+    needed, always = found["needed"], found["always"]
+    margins = [needed[k] - always[k] + POINT for k in ("average_accuracy", "base_retention")]
+    return seeds, show(found, "average_accuracy", "base_retention", "seconds", "regularised"), [*margins, always["seconds"] - needed["seconds"]], []
+
+
+def at_least(runs, method, **bounds):
+    seeds, found = paired(runs, {method[1]: (*method, 20)})
+    return seeds, show(found, *bounds), [found[method[1]][k] - bound for k, bound in bounds.items()], []
+
+
+def moonshot(runs):
+    """Twenty tasks of plain SDFT keep 85 % of the tasks and 95 % of the base skills, and 95 % is learned.
+    Margins: retention - 85 points; base retention - 95 points; learning accuracy - 95 points."""
+    return at_least(runs, SDFT, retention=0.85, base_retention=0.95, learning_accuracy=0.95)
+
+
+def moonshot_self_replay(runs):
+    """Twenty tasks of SDFT with self-replay keep 95 % of the tasks and 99 % of the base skills, and 95 % is learned.
+    Margins: retention - 95 points; base retention - 99 points; learning accuracy - 95 points."""
+    return at_least(runs, REPLAY, retention=0.95, base_retention=0.99, learning_accuracy=0.95)
+
+
+# claim: the experiments of evidence.py that it rests on (none named: all)
+CLAIMS = {new_tasks: "twenty", ten_tasks: "twenty", twenty_tasks: "twenty", gap_grows: "twenty", half_demonstrations: "demonstrations",
+          alpha_one_is_sft: "twenty alpha", best_alpha: "twenty alpha", frozen_teacher: "twenty ema", live_teacher: "twenty ema",
+          forward_divergence: "twenty variants", same_prompt: "twenty variants", own_voice: "twenty variants", on_policy: "twenty variants",
+          rare_rows: "twenty variants", answer_only: "twenty", model_size: "sizes", in_context: "sizes", drift_predicts: "", families: "twenty",
+          market: "market", where_needed: "twenty", moonshot: "twenty", moonshot_self_replay: "twenty"}
+
+
+def judge(claim, runs) -> dict:
+    """One claim, as it goes to results/evidence.json; null is what was not measured."""
+    try:
+        seeds, figures, margins, directions = claim(runs)
+        found = verdict(margins, directions)
+    except NotMeasured as e:
+        seeds, figures, found = e.args[0], {}, "not measured"
+    intervals = {name: [None if math.isnan(x) else round(x, 4) for x in interval(v)] for name, v in figures.items()}
+    text, rule = claim.__doc__.split("\n", 1)
+    return {"id": claim.__name__.replace("_", "-"), "claim": text, "rule": " ".join(rule.split()),
+            "figure": {k: v[0] for k, v in intervals.items()}, "ci95": {k: v[1] for k, v in intervals.items()},
+            "seeds": seeds, "verdict": found, "command": f"python evidence.py {CLAIMS[claim]}".strip()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables for the README.
+
+COUNTS = ("steps", "tokens", "seconds", "trips")
+
+
+def cell(name, mean, half=None) -> str:
+    """A figure as text. Its name tells the unit: counts and seconds, rho, all else in percent; – is what was not measured."""
+    if mean is None or math.isnan(mean):
+        return "–"
+    scale, digits = (1, 0) if name.split(",")[0].endswith(COUNTS) else (1, 2) if name.startswith("rho") else (100, 1)
+    text = f"{round(mean * scale, digits) + 0.0:,.{digits}f}"                                # + 0.0: no minus before a zero
+    return text if half is None or math.isnan(half) else f"{text} ± {half * scale:,.{digits}f}"
+
+
+def markdown(header, rows, left=1) -> str:
+    """A table; its first columns (`left` of them) are aligned to the left, the others to the right."""
+    lines = [header, ["---" if i < left else "---:" for i in range(len(header))], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def claims_text(evidence) -> str:
+    found = lambda c: "; ".join(f"{k}: {cell(k, mean, c['ci95'][k])}" for k, mean in c["figure"].items()) or "–"
+    rows = [[c["id"], c["claim"], found(c), str(len(c["seeds"])), c["verdict"]] for c in evidence["claims"]]
+    return markdown(["id", "claim", "found", "seeds", "verdict"], rows, left=5)
+
+
+def methods_text(runs, wanted, columns, seeds=None) -> str:
+    """A row for each wanted run that there is: mean ± half of the interval, and the number of seeds."""
+    found = {run[1]: list(of(runs, *run, seeds=seeds).values()) for run in wanted}
+    rows = [[name, *[cell(c, *interval([m[c] for m in ms])) for c in columns], str(len(ms))] for name, ms in found.items() if ms]
+    return markdown(["method", *[c.replace("_", " ") for c in columns], "seeds"], rows)
+
+
+BASELINES = [SFT10, *[("baselines", name) for name in EXPERIMENTS["baselines"][1]], ("variants", "off-policy"), SDFT10, REPLAY10]
+BESIDE = {"variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}          # what an experiment is compared with, on its seeds
+
+
+def baselines_text(runs) -> str:
+    """Ten tasks. Runs of twenty have no seconds and generated tokens of their first ten."""
+    return methods_text(runs, BASELINES, [*SHORT[:3], "base_retention", "voice_retention", "steps", "generated_tokens", "seconds"])
+
+
+def ablation_text(runs, experiment) -> str:
+    """All runs of an experiment; of twenty tasks with the cost, and the share of tasks that were regularised."""
+    seeds, options = EXPERIMENTS[experiment]
+    cost = ["regularised", "generated_tokens", "seconds"] if experiment == "twenty" else []
+    return methods_text(runs, [*BESIDE.get(experiment, []), *[(experiment, name) for name in options]], [*SHORT, "steps", *cost], seeds)
+
+
+def families_text(runs) -> str:
+    """Twenty tasks: accuracy when learned and at the end, by family; the last row is what is left of the neighbours of updated facts."""
+    found = {label: of(runs, *run).values() for label, run in TWENTY.items()}
+    figures = {label: by_family([m["row"] for m in ms]) for label, ms in found.items()}
+    names = [*dict.fromkeys(name for f in figures.values() for name in f), "neighbours kept"]
+    for label, ms in found.items():
+        figures[label]["neighbours kept"] = [[], [m["neighbours_kept"] for m in ms]]
+    rows = [[name, *[cell(name, *interval(v)) for f in figures.values() for v in f.get(name, [[], []])]] for name in names]
+    return markdown(["family", *[f"{label}, {when}" for label in TWENTY for when in ("when learned", "at the end")]], rows)
+
+
+def matched(runs) -> dict:
+    """At matched learning: {method: (number of trials, best, kept)}. Of its trials of tuning, (setting, learning accuracy, base retention), best is
+    the one that learned most, kept the one that kept most base skills of those that learned at least 95 % (None: none did)."""
+    trials = {}
+    for row in (r for r in runs if r["experiment"] == "tune"):
+        method, _, setting = row["name"].partition(" ")
+        trials.setdefault(method, []).append((setting, after(row)["learning_accuracy"], after(row)["base_retention"]))
+    return {method: (len(ts), max(ts, key=lambda t: t[1:]), max((t for t in ts if t[1] >= 0.95), key=lambda t: t[:0:-1], default=None))
+            for method, ts in trials.items()}
+
+
+def matched_text(runs) -> str:
+    header = ["method", "trials", *[h for which in ("learned best", "kept most of ≥ 95 %") for h in (which, "learning accuracy", "base retention")]]
+    three = lambda trial: [trial[0], cell("", trial[1]), cell("", trial[2])] if trial else ["–"] * 3
+    return markdown(header, [[method, str(n), *three(best), *three(kept)] for method, (n, best, kept) in matched(runs).items()])
+
+
+# <!-- name of a block in the README --> : (its JSON under results/, its text), as in eval.py
+TEXTS = {"baselines": baselines_text, "matched": matched_text, "families": families_text} | {
+    name: functools.partial(ablation_text, experiment=name) for name in EXPERIMENTS if name not in ("tune", "baselines")}
+BLOCKS = {"claims": ("evidence", claims_text)} | {name: ("runs", lambda file, text=text: text(file["runs"])) for name, text in TEXTS.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures: each function draws on an axis, and returns whether there was anything to draw.
+
+METHODS = ["sft", "sdft", "sdft+self-replay", "off-policy", "sft+replay", "sft+self-replay", "sft+lwf", "sft+l2", "sft+ewc", "joint"]
+COLOR = {method: f"C{i}" for i, method in enumerate(METHODS)} | {"sft + a penalty": "C4", "sdft + a share of sft": "C6"}
+
+
+def percents(values):
+    """Mean and half of the interval; one number has none to draw."""
+    mean, half = interval(values)
+    return 100 * mean, 100 * np.nan_to_num(half)
+
+
+def pareto(ax, runs):
+    """Joint training is not in it: it learns all tasks at once, so none of them is "just learned"."""
+    there = set()
+    for row in (r for r in runs if r["experiment"] == "tune"):
+        m, method = after(row), row["name"].split()[0]
+        ax.plot(100 * m["learning_accuracy"], 100 * m["base_retention"], ".", color=COLOR[method], alpha=0.5, markersize=5)
+        there.add(method)
+    for run in BASELINES:
+        found, (method, _, setting) = of(runs, *run).values(), run[1].partition(" ")
+        if found and method != "joint":
+            (x, dx), (y, dy) = (percents([m[k] for m in found]) for k in ("learning_accuracy", "base_retention"))
+            ax.errorbar(x, y, dy, dx, "o", color=COLOR[method], markersize=7, capsize=2, linewidth=1)
+            ax.annotate(setting, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
+            there.add(method)
+    for method in (m for m in METHODS if m in there):
+        ax.plot([], [], "o", color=COLOR[method], label=method)
+    ax.set(xlabel="learning accuracy, percent", ylabel="base skills kept, percent", title="small: trials of tuning; large: ten tasks, 95 % intervals")
+    ax.set_xlim(max(-3, ax.get_xlim()[0]), min(103, ax.get_xlim()[1]))
+    return bool(there)
+
+
+def group(row) -> str:
+    name = row["name"].split()[0]
+    return "sft + a penalty" if name.startswith("sft+") else "sdft + a share of sft" if name == "alpha" else name if name in METHODS else "sdft"
+
+
+def drift(ax, runs):
+    points = drifts(runs)
+    for name in COLOR:
+        xy = [(max(new, 1e-4), 100 * lost) for row, new, _, lost in points if group(row) == name]
+        if xy:
+            ax.plot(*zip(*xy), "o", color=COLOR[name], markersize=3.5, alpha=0.6, label=name)
+    ax.set(xscale="log", xlabel="drift on the last task's prompts, KL(base ‖ model), nats a token", ylabel="base skills lost, percent")
+    return bool(points)
+
+
+def curve(ax, runs, points, name, color, label, seeds=None):
+    """A figure over x: means over seeds, and their intervals as a band; points: [(x, wanted run)]."""
+    found = [(x, [m[name] for m in of(runs, *run, seeds=seeds).values()]) for x, run in points]
+    drawn = [(x, *percents(values)) for x, values in found if values]
+    if drawn:
+        x, mean, half = map(np.array, zip(*drawn))
+        ax.plot(x, mean, "o-", color=color, markersize=3.5, linewidth=1.2, label=label)
+        ax.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+    return bool(drawn)
+
+
+def demonstrations(ax, runs):
+    drawn = [curve(ax, runs, [(n, ("demonstrations", f"{method} {n}")) for n in DEMONSTRATIONS], "learning_accuracy", COLOR[method], method)
+             for method in ("sft", "sdft")]
+    ax.set(xscale="log", xlabel="demonstrations a task", ylabel="learning accuracy, percent", title="five tasks, 95 % intervals")
+    ax.set_xticks(DEMONSTRATIONS, map(str, DEMONSTRATIONS))
+    ax.minorticks_off()
+    return any(drawn)
+
+
+def alpha(ax, runs):
+    points = [(0, SDFT10), *[(a / 10, ("alpha", f"alpha {a / 10:g}")) for a in range(1, 11)]]
+    for name, color in (("average_accuracy", "C1"), ("base_retention", "C7")):
+        curve(ax, runs, points, name, color, name.replace("_", " "), ABLATION)
+    ax.set(xlabel="alpha, the supervised share (0: SDFT, 1: SFT)", ylabel="percent", title="ten tasks, 95 % intervals")
+    return any(r["experiment"] == "alpha" for r in runs)
+
+
+def length(ax, runs):
+    """From two tasks on: after one there is no earlier one to forget."""
+    drawn = [curve(ax, runs, [(n, (*run, n)) for n in range(2, 21)], "performance", COLOR[run[1]], run[1]) for run in (SFT, SDFT, REPLAY)]
+    ax.set(xlabel="tasks learned", ylabel="performance kept, percent", xticks=range(2, 21, 2), title="half tasks, half base skills; 95 % intervals")
+    return any(drawn)
+
+
+def draw(runs, results):
+    """<results>/<picture>.png, of each picture that there are runs for."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no pictures: matplotlib is missing (pip install matplotlib); all figures are in evidence.json")
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    for picture in (pareto, drift, demonstrations, alpha, length):
+        fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+        if picture(ax, runs):
+            ax.set_ylim(max(-3, ax.get_ylim()[0]), min(103, ax.get_ylim()[1]))            # percent: an interval may be wider
+            ax.grid(alpha=0.3)
+            ax.legend(fontsize=7)
+            fig.savefig(os.path.join(results, f"{picture.__name__}.png"), dpi=110)
+        plt.close(fig)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="?", default="results", help="folder of runs.json (default: results)")
+    results = parser.parse_args().results
+    path = os.path.join(results, "runs.json")
+    try:
+        file = read_json(path)
+    except (FileNotFoundError, json.JSONDecodeError) as e:
+        fail(f"{path}: {e}; make it with: python evidence.py")
+    evidence = {"command": "python claims.py", "claims": [judge(claim, file["runs"]) for claim in CLAIMS], "versions": file["versions"],
+                "commit": ", ".join(sorted({r["commit"] for r in file["runs"]}))}
+    write_json(os.path.join(results, "evidence.json"), evidence)
+    draw(file["runs"], results)
+    print(claims_text(evidence))
+
+
+if __name__ == "__main__":
+    main()
