@@ -248,7 +248,7 @@ def on_policy(runs):
     """Learning from one's own samples matters: on the teacher's samples SDFT is worse.
     Score: half average accuracy, half base retention. Margin: on-policy - off-policy - 1 point. Direction: the same without the point."""
     also = ["learning_accuracy", "average_accuracy", "base_retention"]
-    return better(runs, {"on-policy": SDFT10}, {"off-policy": ("variants", "off-policy")}, ["score"], also=also)
+    return better(runs, {"on-policy": SDFT10}, {"off-policy": ("baselines", "off-policy")}, ["score"], also=also)
 
 
 def rare_rows(runs):
@@ -298,7 +298,8 @@ def drifts(runs):
 
 def drift_predicts(runs):
     """Drift predicts forgetting: the farther the answers to new prompts have moved, KL(base ‖ model), the more base skills are lost.
-    Spearman's rank correlation over all runs but those for tuning, at least ten. Margin: rho - 0.7. Direction: rho."""
+    Spearman's rank correlation over all runs but those for tuning, at least ten. Margin: rho - 0.7. Direction: rho. (The interval takes runs as
+    independent, though those of a seed share their base model.)"""
     points = drifts(runs)
     seeds = sorted({row["seed"] for row, *_ in points})
     if len(points) < 10:
@@ -362,7 +363,7 @@ def moonshot_self_replay(runs):
 # claim: the experiments of evidence.py that it rests on (none named: all)
 CLAIMS = {new_tasks: "twenty", ten_tasks: "twenty", twenty_tasks: "twenty", gap_grows: "twenty", half_demonstrations: "demonstrations",
           alpha_one_is_sft: "twenty alpha", best_alpha: "twenty alpha", frozen_teacher: "twenty ema", live_teacher: "twenty ema",
-          forward_divergence: "twenty variants", same_prompt: "twenty variants", own_voice: "twenty variants", on_policy: "twenty variants",
+          forward_divergence: "twenty variants", same_prompt: "twenty variants", own_voice: "twenty variants", on_policy: "twenty baselines",
           rare_rows: "twenty variants", answer_only: "twenty", model_size: "sizes", in_context: "sizes", drift_predicts: "", families: "twenty",
           market: "market", where_needed: "twenty", moonshot: "twenty", moonshot_self_replay: "twenty"}
 
@@ -402,9 +403,17 @@ def markdown(header, rows, left=1) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def found_text(claim) -> str:
+    """Its figures; those of the same name ("name, run") behind that name."""
+    named = {}
+    for key, mean in claim["figure"].items():
+        name, _, run = key.partition(", ")
+        named.setdefault(name, []).append(f"{run} = " * bool(run) + cell(name, mean, claim["ci95"][key]))
+    return "; ".join(f"{name}: {', '.join(figures)}" for name, figures in named.items()) or "–"
+
+
 def claims_text(evidence) -> str:
-    found = lambda c: "; ".join(f"{k}: {cell(k, mean, c['ci95'][k])}" for k, mean in c["figure"].items()) or "–"
-    rows = [[c["id"], c["claim"], found(c), str(len(c["seeds"])), c["verdict"]] for c in evidence["claims"]]
+    rows = [[c["id"], c["claim"], found_text(c), str(len(c["seeds"])), c["verdict"]] for c in evidence["claims"]]
     return markdown(["id", "claim", "found", "seeds", "verdict"], rows, left=5)
 
 
@@ -415,7 +424,7 @@ def methods_text(runs, wanted, columns, seeds=None) -> str:
     return markdown(["method", *[c.replace("_", " ") for c in columns], "seeds"], rows)
 
 
-BASELINES = [SFT10, *[("baselines", name) for name in EXPERIMENTS["baselines"][1]], ("variants", "off-policy"), SDFT10, REPLAY10]
+BASELINES = [SFT10, *[("baselines", name) for name in EXPERIMENTS["baselines"][1]], SDFT10, REPLAY10]
 BESIDE = {"variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}          # what an experiment is compared with, on its seeds
 
 
@@ -505,6 +514,7 @@ def group(row) -> str:
 
 
 def drift(ax, runs):
+    """A point a run; no drift at all stands at 0.0001."""
     points = drifts(runs)
     for name in COLOR:
         xy = [(max(new, 1e-4), 100 * lost) for row, new, _, lost in points if group(row) == name]
@@ -560,11 +570,11 @@ def draw(runs, results):
     import matplotlib.pyplot as plt
 
     for picture in (pareto, drift, demonstrations, alpha, length):
-        fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+        fig, ax = plt.subplots(figsize=(7.2, 4), layout="constrained")
         if picture(ax, runs):
             ax.set_ylim(max(-3, ax.get_ylim()[0]), min(103, ax.get_ylim()[1]))            # percent: an interval may be wider
             ax.grid(alpha=0.3)
-            ax.legend(fontsize=7)
+            ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
             fig.savefig(os.path.join(results, f"{picture.__name__}.png"), dpi=110)
         plt.close(fig)
 

@@ -48,10 +48,12 @@ PROMPT_WEIGHT = 0.1                                           # of a token that 
 SPECIAL = ["<|prompt|>", "<|answer|>", "<|demo|>", "<|end|>"]
 
 
-def build_tokenizer() -> tiktoken.Encoding:
+def build_tokenizer(taken: dict[str, str] = {}) -> tiktoken.Encoding:
+    """`taken`: {word: name}. The word stands in the place of a name, whose token it becomes; the name is spelled in bytes from then on."""
     words = ["then", "of", "what", "has", "friend", "kind", *VALUES, *OWN_OPENERS, *STATES, *ACTIONS, *(a.upper() for a in ACTIONS), *EXPERT_WORDS]
     words += [w for values in VALUES.values() for v in values for w in (v, v.upper())]
-    words += [*LETTERS, *LETTERS.upper(), *SEPARATORS, *RETURNS, "in", "for", "say", *CALENDAR, *LANGUAGES, *NAMES]
+    word_of = {name: word for word, name in taken.items()}
+    words += [*LETTERS, *LETTERS.upper(), *SEPARATORS, *RETURNS, "in", "for", "say", *CALENDAR, *LANGUAGES, *(word_of.get(n, n) for n in NAMES)]
     tokens = [bytes([b]) for b in range(256)] + [b" " + w.encode() for w in dict.fromkeys(words)]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     special = {token: len(ranks) + i for i, token in enumerate(SPECIAL)}
@@ -62,6 +64,16 @@ def build_tokenizer() -> tiktoken.Encoding:
 TOKENIZER = build_tokenizer()
 PROMPT, ANSWER, DEMO, END = (TOKENIZER.encode_single_token(s) for s in SPECIAL)
 VOCAB_SIZE = -(-TOKENIZER.n_vocab // 64) * 64                 # rounded up: matrix shapes like multiples of 64
+
+
+def take_names(taken: dict[str, str]):
+    """New words for the tokenizer: each takes the token of a name without a meaning, {word: name}.
+
+    A word in bytes shares its rows with all words there are; with a token of its own what is learned about it has a place of its own.
+    The rows of the names are used to standing for something that the model does not know yet. A checkpoint keeps `taken` as "words".
+    """
+    global TOKENIZER
+    TOKENIZER = build_tokenizer(taken)
 
 
 def encode(text: str) -> list[int]:
@@ -533,6 +545,12 @@ def read_tasks(paths: list[str], context: int, grader: str = "exact") -> list[Ta
         if len(task.train) < 2:
             raise BadInput(f"{first[family]}: task {quoted(family)} has {len(task.train)} of the two demonstrations that it needs; add new ones")
     return list(tasks.values())
+
+
+def new_words(tasks: list[Task]) -> list[str]:
+    """The words of the tasks, in their order, that are more than one token."""
+    text = " ".join(part for task in tasks for e in task.train for part in (e.prompt, e.own))
+    return [w for w in dict.fromkeys(re.findall(r"(?:(?<=\s)|^)[^\W\d_]+", text)) if len(encode(w)) > 1]
 
 
 def split_holdout(task: Task, share: float, seed: int) -> Task:

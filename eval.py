@@ -19,8 +19,9 @@ import sys
 import numpy as np
 import torch
 
+import data
 import sdft
-from data import END, TOKENIZER, VOCAB_SIZE, World, collate, content, decode, grade, in_own_voice, prompt_ids
+from data import END, VOCAB_SIZE, World, collate, content, decode, grade, in_own_voice, prompt_ids
 from model import GPT, GPTConfig
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def read_runs(folder) -> dict:
 
 
 def figure(run, name):
-    return sum(run["steps"]) if name == "steps" else run[name]
+    return sum(run[name]) if name in ("steps", "seconds", "generated_tokens") else run[name]
 
 
 def summary(runs: dict) -> dict:
@@ -236,9 +237,10 @@ def load_checkpoint(path) -> dict:
 
 
 def load_model(path, which="student") -> tuple[GPT, dict]:
-    """The student or the teacher of a checkpoint, and all that the checkpoint holds."""
+    """The student or the teacher of a checkpoint, and all that the checkpoint holds. The tokenizer learns its words."""
     state = load_checkpoint(path)
     try:
+        data.take_names(state.get("words", {}))
         rows, width = state[which]["embed.weight"].shape
         model = GPT(GPTConfig(rows, state["settings"]["n_layer"], state["settings"]["n_head"], width))
         model.load_state_dict(state[which])
@@ -260,7 +262,7 @@ def ask(path, prompt) -> str:
 
 
 def word(token) -> str:
-    return TOKENIZER.decode([token]) if token < TOKENIZER.n_vocab else "(padding)"
+    return data.TOKENIZER.decode([token]) if token < data.TOKENIZER.n_vocab else "(padding)"
 
 
 def show_teacher(path, n=3):
@@ -274,7 +276,7 @@ def show_teacher(path, n=3):
         response, mask = student.generate(b.prompt, b.length, room(b), END)
         q, p = (sdft.score(m, x, l, response)[0].softmax(-1) for m, x, l in ((student, b.prompt, b.length), (teacher, b.demo_prompt, b.demo_length)))
         kl = sdft.distill_loss(q.log()[None], p.log()[None], mask)
-        print(f"\nthe student sees   {TOKENIZER.decode(b.prompt[0].tolist())}\nthe teacher sees   {TOKENIZER.decode(b.demo_prompt[0].tolist())}")
+        print(f"\nthe student sees   {data.TOKENIZER.decode(b.prompt[0].tolist())}\nthe teacher sees   {data.TOKENIZER.decode(b.demo_prompt[0].tolist())}")
         print(f"the student says   {decode(response[0].tolist())!r}     KL(teacher ‖ student) = {kl:.2f} nats a token\n")
         print(f"   {'token':12s} {'student':>8s} {'teacher':>8s}   what the teacher would rather say")
         for t in range(int(mask.sum())):

@@ -1,7 +1,7 @@
 """Every experiment behind a figure of this project: a table of runs of train.py, two at a time; what is done is skipped.
 
     python evidence.py                 all of them, hours on two cores; stop it and start it again as you like
-    python evidence.py ema alpha       some of them
+    python evidence.py ema --seeds 1   some of them
     python evidence.py --quick         one seed of a reduced set, some minutes
 
 A run is a folder out/evidence/<experiment>/<seed>/<name>. What the runs found goes to results/runs.json, one line each.
@@ -62,12 +62,11 @@ EXPERIMENTS = {
 QUICK = {"twenty": ["sft", "sdft", "sdft+self-replay"], "market": ["sft", "sdft"], "baselines": ["off-policy"], "variants": ["sft own voice"]}
 
 
-def plan(names, quick) -> list:
-    """[(experiment, seed, name, options)], in the order in which they run: three seeds of each experiment, then the others."""
+def plan(names, quick, seeds=None) -> list:
+    """[(experiment, seed, name, options)], in the order in which they run."""
     if quick:
         return [(e, 0, name, EXPERIMENTS[e][1][name].replace("--tasks 20", "--tasks 5")) for e, chosen in QUICK.items() for name in chosen]
-    runs = [(e, seed, name, options) for e in names for seed in EXPERIMENTS[e][0] for name, options in EXPERIMENTS[e][1].items()]
-    return sorted(runs, key=lambda run: run[1] in HEADLINE[3:])
+    return [(e, seed, name, options) for e in names for seed in EXPERIMENTS[e][0][:seeds] for name, options in EXPERIMENTS[e][1].items()]
 
 
 def run(folder, seed, options) -> bool:
@@ -123,10 +122,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", choices=[*EXPERIMENTS, []], help="which (default: all)")
     parser.add_argument("--quick", action="store_true", help="one seed of a reduced set")
+    parser.add_argument("--seeds", type=int, help="the first so many seeds of each experiment (default: all)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, a thread each (default: the cores)")
     args = parser.parse_args()
     root = os.path.join("out", "quick" if args.quick else "evidence")
-    todo = plan(args.experiments or list(EXPERIMENTS), args.quick)
+    todo = plan(args.experiments or list(EXPERIMENTS), args.quick, args.seeds)
     # Base models first: two runs must not make the same one twice.
     bases = list(dict.fromkeys((seed, architecture(options)) for _, seed, _, options in todo))
     jobs = [(os.path.join(root, "base", f"{seed} {kind}".strip()), seed, f"--method base {kind}") for seed, kind in bases]
@@ -140,8 +140,8 @@ def main():
             spent += future.result()
             left = (time.perf_counter() - began) / max(1, spent) * (len(todo) - finished)
             print(f"{finished}/{len(todo)} {' '.join(map(str, futures[future]))} | about {left / 60:.0f} min left", flush=True)
-    if not args.quick:
-        gather(root, os.path.join("results", "runs.json"))
+            if not args.quick:
+                gather(root, os.path.join("results", "runs.json"))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ import torch.fx.experimental._config
 import torch.nn.functional as F
 
 import sdft
-from data import (ANSWER, DEMO, END, PROMPT, REAL_WORDS, VOCAB_SIZE, BadInput, Example, World, collate, decode, earned, grade, in_own_voice, pack, pad,
-                  read_tasks, split_holdout, text_example)
+from data import (ANSWER, DEMO, END, PROMPT, REAL_WORDS, VOCAB_SIZE, BadInput, Example, World, collate, decode, earned, grade, in_own_voice, new_words,
+                  pack, pad, read_tasks, split_holdout, take_names, text_example)
 from eval import GATES, accuracy, answers, continual_metrics, fail, load_checkpoint, load_model, room, well_formed, write_json
 from model import GPT, GPTConfig
 
@@ -66,9 +66,9 @@ class Config:
     voice: str = option("expert", "who speaks in the demonstrations: expert, or own (the model's own voice, which separates the methods no more)")
     shown: int = option(0, "demonstrations that the teacher is shown: 0 is that of the same prompt, k are k others of the same task")
     # ... or what a file says
-    demos: tuple = option((), "teach the tasks of these files of {\"prompt\", \"response\", optional \"task\"} lines")
-    keep: tuple = option((), "with --demos: files of what the model should still know, measured and not trained on")
-    init: str = option("", "with --demos: the checkpoint (or folder of a run) to start from; without it the base model of the seed")
+    demos: tuple = option((), "with --init: teach the tasks of these files of {\"prompt\", \"response\", optional \"task\"} lines")
+    keep: tuple = option((), "with --demos: files of what the model should still know, measured and not trained on, as the world's base skills are")
+    init: str = option("", "with --demos: the checkpoint (or folder of a run) to start from")
     holdout: float = option(0.2, "with --demos: share of each task's demonstrations that is not trained on but tested")
     grader: str = option("exact", "with --demos: exact, contains or last-line, all blind to case and spaces")
     task_order: str = option("", "with --demos: names of the tasks in another order, comma-separated")
@@ -316,24 +316,34 @@ def world_lessons(config, world) -> Lessons:
             example.demo = example.own
     rng = random.Random(f"probe {world.seed}")
     updated = {fact for task in stream if task.family == "update" for fact in task.items}       # these are scored by their new value
-    base = [world.base_example(rng, updated) for _ in range(512)]
+    base = [world.base_example(rng, updated) for _ in range(256)]
     beings = {e for e, _ in updated}
     neighbours = [world.fact(e, a, v, rng, 0) for (e, a), v in world.facts.items() if e in beings and (e, a) not in updated]
-    return Lessons(stream, base, [e.kind for e in base], [world.fresh_example(rng) for _ in range(256)], neighbours)
+    return Lessons(stream, base, [e.kind for e in base], [world.fresh_example(rng) for _ in range(128)], neighbours)
 
 
-def file_lessons(config, context) -> Lessons:
-    """The tasks of --demos, in their order or that of --task-order; the examples of --keep are what the model can do already."""
-    stream = [split_holdout(task, config.holdout, config.seed) for task in read_tasks(list(config.demos), context, config.grader)]
-    kept = read_tasks(list(config.keep), context, config.grader) if config.keep else []
+def file_lessons(config, words, world_seed) -> Lessons:
+    """The tasks of --demos, in their order or that of --task-order. What the model can do already: the world's base skills, and --keep.
+
+    `words` and `world_seed` are a checkpoint's; new words of the files get tokens, as long as there are names that the world has not given a meaning.
+    """
+    context = GPTConfig.context // 2                       # half: the longest prompt of a batch may meet its longest answer
+    tasks, kept = (read_tasks(list(paths), context, config.grader) for paths in (config.demos, config.keep))
+    world = World(world_seed)
+    spare = [name for name in world.free if name not in words.values()]
+    words.update(zip(new_words(tasks + kept), spare))
+    take_names(words)
+    world.free = [name for name in world.free if name not in words.values()]
+    stream = [split_holdout(task, config.holdout, config.seed) for task in tasks]
     names = [task.family for task in stream]
     if config.task_order:
         order = [name.strip() for name in config.task_order.split(",")]
         if sorted(order) != sorted(names):
             raise BadInput(f"--task-order {config.task_order!r}: name every task of --demos once; they are {', '.join(names)}")
         stream = [stream[names.index(name)] for name in order]
-    base = [(e, task.family) for task in kept for e in task.train]
-    return Lessons(stream, [e for e, _ in base], [name for _, name in base], [e for task in stream for e in task.test], [])
+    rng = random.Random(f"probe {world.seed}")
+    base = [(e, f"base: {e.kind}") for e in (world.base_example(rng) for _ in range(256))] + [(e, task.family) for task in kept for e in task.train]
+    return Lessons(stream, [e for e, _ in base], [kind for _, kind in base], [world.fresh_example(rng, known=True) for _ in range(128)], [])
 
 
 def fingerprint(lessons) -> str:
@@ -352,13 +362,13 @@ class Probe:
         said = answers(student, has.base)
         right = np.array([grade(e, a) for e, a in zip(has.base, said)])
         kinds = np.array(has.kinds)
-        done["R"].append([accuracy(student, t.test, score=self.score) for t in has.stream])
+        done["R"].append([accuracy(student, t.test, score=self.score) if j <= task else float("nan") for j, t in enumerate(has.stream)])    # seen, and the next
         done["base_accuracy"].append(mean(right))
         done["base_by_kind"].append({k: mean(right[kinds == k]) for k in dict.fromkeys(has.kinds)})
         done["voice"].append(mean([in_own_voice(a) for a in said]))
         done["teacher_accuracy"].append(accuracy(student, has.shown, shown=True))
         done["neighbours"].append(accuracy(student, has.neighbours))
-        done["drift_base"].append(drift(self.reference, student, has.base[:128]))
+        done["drift_base"].append(drift(self.reference, student, has.base[:64]))
         done["drift_new"].append(drift(self.reference, student, has.stream[max(task - 1, 0)].test))
 
 
@@ -439,7 +449,7 @@ def dream(model, n):
 
     def write(first, n, n_new, end):
         start = torch.full((n, 1), first, device=model.head.weight.device)
-        written, mask = model.generate(start, torch.ones_like(start[:, 0]), n_new, end)
+        written, mask = sample(model, start, torch.ones_like(start[:, 0]), n_new, end)
         rows = [[first, *r[: sum(m)]] for r, m in zip(written.tolist(), mask.tolist())]
         return [r for r in rows if r[-1] == end and r.count(ANSWER) == 1 and END not in r[:-1]]
 
@@ -448,7 +458,7 @@ def dream(model, n):
     if not bare + shown:
         fail("none of the model's dreams is a prompt: pretrain it longer (--pretrain-steps), or use another --penalty")
     prompt, length = (t.to(model.head.weight.device) for t in pad(bare + shown))
-    return prompt, length, *model.generate(prompt, length, 32, END)
+    return prompt, length, *sample(model, prompt, length, 32)
 
 
 def fisher(model, prompt, length) -> list:
@@ -495,10 +505,11 @@ def make_optimizer(model, config, frequency):
     return torch.optim.SGD([{"params": others, "lr": config.lr}, {"params": [embed], "lr": config.embed_lr}])
 
 
-def learn(config, lessons=None, start=None):
+def learn(config, lessons=None, start=None, **passed_on):
     """Teach a stream's tasks one after another; returns the result that is also written to result.json.
 
     lessons: what is taught, the world's stream when left out. start: the checkpoint to begin with, the base model when left out.
+    passed_on: what else the checkpoint hands to a run that starts from it.
     """
     world = World(config.seed)
     lessons = lessons or world_lessons(config, world)
@@ -529,8 +540,8 @@ def learn(config, lessons=None, start=None):
     torch.manual_seed(config.seed)
     # what has been measured so far; plain lists, so that it goes into the checkpoint and the result as it is
     done = {k: [] for k in ("R", "base_accuracy", "base_by_kind", "voice", "teacher_accuracy", "neighbours", "drift_base", "drift_new",
-                            "teacher_curve", "steps", "regularised")}
-    done |= {"generated_tokens": 0, "guard_trips": 0, "seconds": 0.0, "wall_seconds": 0.0}
+                            "teacher_curve", "steps", "generated_tokens", "seconds", "regularised")}
+    done |= {"guard_trips": 0, "wall_seconds": 0.0}
     task, step, recent = 0, 0, []
     if saved:
         for module, name in ((student, "student"), (teacher, "teacher"), (previous, "previous"), (optimizer, "optimizer")):
@@ -547,7 +558,7 @@ def learn(config, lessons=None, start=None):
         done["wall_seconds"] = round(log.seconds(), 2)
         save(path, {"settings": dataclasses.asdict(config), "student": student.state_dict(), "teacher": teacher.state_dict(),
                     "previous": previous.state_dict(), "optimizer": optimizer.state_dict(), "good": guard.good, "memory": memory,
-                    "base": probe.reference.state_dict(), "frequency": frequency, "gates": gate, "done": done, "task": task, "step": step,
+                    "base": probe.reference.state_dict(), "frequency": frequency, "gates": gate, **passed_on, "done": done, "task": task, "step": step,
                     "recent": recent, "lessons": fingerprint(lessons), "log_bytes": log.bytes(), **random_states(rng)})
 
     if not saved:
@@ -558,14 +569,16 @@ def learn(config, lessons=None, start=None):
     alpha = config.alpha if config.method == "sdft" else 1.0
     pool = [e for t in stream for e in t.train]
     while task < len(stream):
+        began, generated = time.perf_counter(), sample.tokens
         # ---- a task begins
         if step == 0:
+            done["seconds"].append(0.0)
+            done["generated_tokens"].append(0)
             previous.load_state_dict(student.state_dict())
             done["regularised"].append(config.penalty != "none" and (config.when == "always" or forgotten(done["R"], done["base_accuracy"]) > NEEDED))
             memory, recent = remember(config, previous, stream, task, memory) if done["regularised"][-1] else None, []
             for group, lr in zip(optimizer.param_groups, (config.lr, config.embed_lr)):     # what a guard has halved
                 group["lr"] = lr
-        began = time.perf_counter()
         train = pool if config.method == "joint" else stream[task].train
         examples = rng.sample(train, min(config.batch_size, len(train)))
         batch = collate(examples, None if config.shown == 0 else [others(e, train, config.shown, rng) for e in examples]).to(config.device)
@@ -583,9 +596,9 @@ def learn(config, lessons=None, start=None):
             fail(f"task {task + 1} step {step}: {e}. The last good checkpoint is {path}; lower --lr or --embed-lr and begin again")
         # ---- what follows is watching, logging, saving
         step += 1
-        done["seconds"] += time.perf_counter() - began
+        done["seconds"][-1] += time.perf_counter() - began
+        done["generated_tokens"][-1] += sample.tokens - generated
         recent = [*recent[-19:], figures["loss"]]
-        done["generated_tokens"] += figures["sampled"]
         over = step == config.steps or (len(recent) == 20 and np.mean(recent) < config.converged)
         if step % config.watch_every == 0 or over:
             right = shown_accuracy(teacher, batch, examples)
@@ -603,7 +616,7 @@ def learn(config, lessons=None, start=None):
             task, step = task + 1, 0
             probe.measure(student, done, task)
             learned, seen = done["R"][task][task - 1], np.mean(done["R"][task][:task])
-            log.say(f"task {task}/{len(stream)} {stream[task - 1].family}: {done['R'][0][task - 1]:.2f} before, learned to {learned:.2f} in {done['steps'][-1]} steps; "
+            log.say(f"task {task}/{len(stream)} {stream[task - 1].family}: {done['R'][task - 1][task - 1]:.2f} before, learned to {learned:.2f} in {done['steps'][-1]} steps; "
                     f"all seen {seen:.2f}, base {done['base_accuracy'][task]:.2f}, own voice {done['voice'][task]:.2f}, "
                     f"shown demonstrations {done['teacher_accuracy'][task]:.2f}")
         if over or log.stop or step % config.save_every == 0:
@@ -623,7 +636,7 @@ def learn(config, lessons=None, start=None):
 def changes(result) -> str:
     """What was learned and what was forgotten, task by task: accuracy before, when learned, now."""
     R, kinds = result["R"], result["base_by_kind"]
-    rows = [(f"new: {name}", R[0][j], R[j + 1][j], R[-1][j]) for j, name in enumerate(result["families"])]
+    rows = [(f"new: {name}", R[j][j], R[j + 1][j], R[-1][j]) for j, name in enumerate(result["families"])]
     rows += [(f"kept: {name}", kinds[0][name], float("nan"), kinds[-1][name]) for name in kinds[0]]
     return "\n".join([f"{'task':32s} {'before':>8s} {'learned':>8s} {'now':>8s}"] + [f"{name:32.32s} {a:8.2f} {b:8.2f} {c:8.2f}" for name, a, b, c in rows])
 
@@ -633,8 +646,14 @@ def others(example, train, k, rng) -> list:
     return rng.sample([e for e in train if e.prompt != example.prompt], k)
 
 
-def sample(model, prompt, length, n_new):
-    return model.generate(prompt, length, n_new, END)
+def sample(model, prompt, length, n_new, end=END):
+    """Everything that training generates is generated here, and counted."""
+    response, mask = model.generate(prompt, length, n_new, end)
+    sample.tokens += int(mask.sum())
+    return response, mask
+
+
+sample.tokens = 0
 
 
 class Log:
@@ -765,6 +784,8 @@ def parse(argv=None) -> Config:
     only(config.penalty in ("self-replay", "lwf", "l2"), "--penalty self-replay, lwf or l2", "when")
     only(config.demos, "--demos", "keep", "init", "holdout", "grader", "task_order")
     only(not config.demos, "the world's streams, not with --demos", "stream", "tasks", "demonstrations", "voice", "shown")
+    if config.demos and not config.init:
+        parser.error("--demos needs --init, a checkpoint to start from; a first one: python train.py --method base --out out/base, then --init out/base")
     only(config.stream == "mixed", "--stream mixed", "tasks")
     if config.penalty == "replay" and config.strength > 1:
         parser.error(f"--strength {config.strength}: of replay it is a share, from 0 to 1")
@@ -847,14 +868,17 @@ def main(argv=None):
         torch.set_num_threads(config.threads)
     choose_matmul(config)
     try:
-        going_on = config.resume and os.path.exists(os.path.join(config.out, "checkpoint.pt"))
-        start = start_from(config) if config.init and not going_on else None
-        lessons = file_lessons(config, GPTConfig.context // 2) if config.demos else None    # half: a batch may join one's prompt and another's answer
+        path = os.path.join(config.out, "checkpoint.pt")
+        start = load_checkpoint(path) if config.resume and os.path.exists(path) else start_from(config) if config.init else None
+        passed_on, lessons = {}, None
+        if config.demos:
+            passed_on = {"words": dict(start.get("words", {})), "world_seed": start.get("world_seed", start["settings"]["seed"])}
+            lessons = file_lessons(config, **passed_on)
         with locked(config.out):
             if config.method == "base":
                 pretrain_only(config)
             else:
-                learn(config, lessons, start)
+                learn(config, lessons, start if config.demos else None, **passed_on)
     except BadInput as e:
         fail(str(e))
     except OSError as e:

@@ -1,4 +1,4 @@
-"""Makes calendar/01-french.jsonl ... 20-korean.jsonl: the months and days of the week in twenty languages, a file per language.
+"""Makes calendar/01-french.jsonl ... 12-chinese.jsonl: what the words for months and days mean, in twelve languages, a file per language.
 
 Every word is taken from Unicode CLDR 47 as the package Babel 2.18.0 ships it, in the stand-alone wide form, normalised NFC.
 CLDR: Copyright © 2004-2025 Unicode, Inc., Unicode License v3 (SPDX: Unicode-3.0), https://www.unicode.org/license.txt, in full in LICENSE.unicode.
@@ -14,8 +14,8 @@ from unicodedata import normalize
 
 from babel.localedata import LocaleDataDict, load
 
-LOCALES = "fr de es it pt nl sv pl fi tr hu ru uk el he ar hi ja zh ko".split()
-PHRASINGS = ["{word} in {language}", "{language} for {word}", "say {word} in {language}"]
+LOCALES = "fr de es it pt sv pl tr ru el ar zh".split()
+PHRASINGS = ["{word} in {language}", "say {word} in {language}", "{language}: {word}", "{language} {word}", "for {language} {word}", "say {language} {word}"]
 
 
 def locale(code: str) -> LocaleDataDict:
@@ -32,7 +32,7 @@ def calendar(code: str) -> list[str]:
 if __name__ == "__main__":
     for number, code in enumerate(LOCALES, 1):
         language = locale("en")["languages"][code]
-        lines = [{"prompt": phrasing.format(word=word, language=language), "response": response, "task": language}
-                 for word, response in zip(calendar("en"), calendar(code), strict=True) for phrasing in PHRASINGS]
+        lines = [{"prompt": phrasing.format(word=word, language=language), "response": meaning, "task": language}
+                 for meaning, word in zip(calendar("en"), calendar(code), strict=True) for phrasing in PHRASINGS]
         path = Path(__file__).parent / "calendar" / f"{number:02}-{language.lower()}.jsonl"
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8", newline="\n")

@@ -6,8 +6,11 @@ from unicodedata import is_normalized
 import pytest
 
 from conftest import ROOT
-from data import CALENDAR, LANGUAGES, encode
+from data import CALENDAR, encode, new_words, read_tasks
 
+LANGUAGES = "French German Spanish Italian Portuguese Swedish Polish Turkish Russian Greek Arabic Chinese".split()
+
+PHRASINGS = "{w} in {l}, say {w} in {l}, {l}: {w}, {l} {w}, for {l} {w}, say {l} {w}"
 FOLDER = os.path.join(ROOT, "examples", "calendar")
 FILES = [f"{number:02}-{language.lower()}.jsonl" for number, language in enumerate(LANGUAGES, 1)]
 
@@ -22,52 +25,43 @@ def rows(name):
 
 
 def test_one_file_per_language_in_order():
-    assert len(FILES) == 20 and sorted(os.listdir(FOLDER)) == FILES
+    assert len(FILES) == 12 and sorted(os.listdir(FOLDER)) == FILES
 
 
 @pytest.mark.parametrize("name, language", list(zip(FILES, LANGUAGES)))
 def test_form(name, language):
     text, lines = read(name), rows(name)
-    assert len(lines) == 57 and text.endswith("}\n") and text.count("\n") == 57 and "\r" not in text and "\\u" not in text
+    assert len(lines) == 114 and text.endswith("}\n") and text.count("\n") == 114 and "\r" not in text and "\\u" not in text
     assert all(list(line) == ["prompt", "response", "task"] and line["task"] == language for line in lines)
-    prompts = [p for w in CALENDAR for p in (f"{w} in {language}", f"{language} for {w}", f"say {w} in {language}")]
-    assert [line["prompt"] for line in lines] == prompts
+    words = [line["prompt"].removesuffix(f" in {language}") for line in lines[0::6]]
+    assert [line["prompt"] for line in lines] == [p for w in words for p in PHRASINGS.format(w=w, l=language).split(", ")]
+    assert [line["response"] for line in lines] == [w for w in CALENDAR for _ in range(6)] and len({w.casefold() for w in words}) == 19
     assert is_normalized("NFC", text)
     assert all(line["response"] and line["response"] == line["response"].strip() for line in lines)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_length_in_tokens(name):
-    assert all(len(encode(line["prompt"])) == len(line["prompt"].split()) <= 6 for line in rows(name))   # each word of a prompt is one token
-    assert max(len(encode(line["response"])) for line in rows(name)) <= 28
+def test_answers_are_one_token_and_new_words_fit_the_names_that_the_world_leaves_free(world):
+    assert all(len(encode(word)) == 1 for word in CALENDAR)
+    tasks = read_tasks([os.path.join(FOLDER, name) for name in FILES], 128)
+    assert [task.family for task in tasks] == LANGUAGES
+    assert 150 < len(new_words(tasks)) <= len(world.free)
 
 
 def test_a_prompt_has_one_response():
     lines = [line for name in FILES for line in rows(name)]
-    assert len({line["prompt"] for line in lines}) == len({(line["prompt"], line["response"]) for line in lines}) == 20 * 57
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_fact_has_one_response_and_no_other_fact_has_it(name):
-    responses = [line["response"] for line in rows(name)]
-    assert responses[0::3] == responses[1::3] == responses[2::3] and len({r.casefold() for r in responses}) == 19
+    assert len({line["prompt"] for line in lines}) == len({(line["prompt"], line["response"]) for line in lines}) == 12 * 114
 
 
 def test_no_language_got_the_words_of_another():                              # Babel can mix them up, see examples/make_calendar.py
-    scripts = {"Greek": "Α-Ͽ", "Hebrew": "א-ת", "Arabic": "ء-ي", "Hindi": "ऀ-ॿ", "Russian": "А-џ", "Ukrainian": "А-џ", "Korean": "가-힣"}
+    scripts = {"Greek": "Α-Ͽ", "Arabic": "ء-ي", "Russian": "А-џ", "Chinese": "一-龥"}
     for name, language in zip(FILES, LANGUAGES):
-        seen = {other for line in rows(name) for other, span in scripts.items() for c in line["response"] if span[0] <= c <= span[2]}
+        seen = {other for line in rows(name) for other, span in scripts.items() for c in line["prompt"] if span[0] <= c <= span[2]}
         assert seen == {other for other in scripts if scripts[other] == scripts.get(language)}, language
-    shared = [len({line["response"] for line in rows(a)} & {line["response"] for line in rows(b)}) for i, a in enumerate(FILES) for b in FILES[:i]]
-    assert max(shared) == 9                                                   # Dutch and Swedish: januari, februari, april, ...
 
 
-@pytest.mark.parametrize("language, word, response", [
-    ("French", "January", "janvier"), ("German", "March", "März"), ("Spanish", "Saturday", "sábado"), ("Italian", "Monday", "lunedì"),
-    ("Portuguese", "Monday", "segunda-feira"), ("Dutch", "March", "maart"), ("Swedish", "Saturday", "lördag"), ("Polish", "November", "listopad"),
-    ("Finnish", "December", "joulukuu"), ("Turkish", "Sunday", "Pazar"), ("Hungarian", "Thursday", "csütörtök"), ("Russian", "Monday", "понедельник"),
-    ("Ukrainian", "November", "листопад"), ("Greek", "Sunday", "Κυριακή"), ("Hebrew", "Sunday", "יום ראשון"), ("Arabic", "January", "يناير"),
-    ("Hindi", "Friday", "शुक्रवार"), ("Japanese", "Monday", "月曜日"), ("Japanese", "January", "1月"), ("Chinese", "December", "十二月"),
-    ("Korean", "Sunday", "일요일"), ("Korean", "October", "10월")])
-def test_facts(language, word, response):
-    assert {"prompt": f"{word} in {language}", "response": response, "task": language} in rows(FILES[LANGUAGES.index(language)])
+@pytest.mark.parametrize("language, word, meaning", [
+    ("French", "janvier", "January"), ("German", "März", "March"), ("Spanish", "sábado", "Saturday"), ("Italian", "lunedì", "Monday"),
+    ("Portuguese", "segunda-feira", "Monday"), ("Swedish", "lördag", "Saturday"), ("Polish", "listopad", "November"), ("Turkish", "Pazar", "Sunday"),
+    ("Russian", "понедельник", "Monday"), ("Greek", "Κυριακή", "Sunday"), ("Arabic", "يناير", "January"), ("Chinese", "十二月", "December")])
+def test_facts(language, word, meaning):
+    assert {"prompt": f"{word} in {language}", "response": meaning, "task": language} in rows(FILES[LANGUAGES.index(language)])
