@@ -51,13 +51,13 @@ def after(row, n=0) -> dict:
     f |= {name: ratio(row[k][n], row[k][0]) for name, k in (("base_retention", "base_accuracy"), ("voice_retention", "voice"),
                                                            ("teacher_retention", "teacher_accuracy"), ("neighbours_kept", "neighbours"))}
     f |= {"performance": (f["retention"] + f["base_retention"]) / 2, "score": (f["average_accuracy"] + f["base_retention"]) / 2,
-          "before": R[0, :n].mean(), "past_tasks": R[n, : n - 1].mean() if n > 1 else NAN, "with_demonstration": row["teacher_accuracy"][0],
+          "before": R[range(n), range(n)].mean(), "past_tasks": R[n, : n - 1].mean() if n > 1 else NAN, "with_demonstration": row["teacher_accuracy"][0],
           "new_with_demonstration": row["gates"]["new_with_demonstration"],
-          "steps": sum(row["steps"][:n]), "regularised": np.mean(row["regularised"][:n])}
+          **{k: sum(row[k][:n]) for k in ("steps", "generated_tokens", "seconds")}, "regularised": np.mean(row["regularised"][:n])}
     first, last = row["base_by_kind"]
     kept = lambda *kinds: np.mean([ratio(last[k], first[k]) for k in kinds if k in first] or [NAN])
     at_end = {"two_step_skills_kept": kept("composed", "chain"), "one_step_skills_kept": kept("letters", "market", "fact")}
-    at_end |= {k: row[k] for k in ("generated_tokens", "seconds", "guard_trips")}
+    at_end |= {"guard_trips": row["guard_trips"]}
     return f | {k: v if n == R.shape[1] else NAN for k, v in at_end.items()} | {"row": row}
 
 
@@ -429,7 +429,6 @@ BESIDE = {"variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]
 
 
 def baselines_text(runs) -> str:
-    """Ten tasks. Runs of twenty have no seconds and generated tokens of their first ten."""
     return methods_text(runs, BASELINES, [*SHORT[:3], "base_retention", "voice_retention", "steps", "generated_tokens", "seconds"])
 
 
