@@ -1,13 +1,13 @@
 # make demo      pretrain a small GPT, teach it ten tasks by three methods, print a table, draw what was forgotten
 # make test      all tests
-# make results   every run behind the README's figures (hours), and the figures again
+# make evidence  every run behind the README's figures, two at a time (hours; QUICK=1: minutes), and the figures again
 SEED ?= 0
 OUT ?= out/demo
 ARGS ?=
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test results
+.PHONY: demo test evidence
 
 .venv/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -26,13 +26,19 @@ $(OUT)/sft:
 $(OUT)/sdft:
 	$(PY) train.py --method sdft --seed $(SEED) --threads 1 --out $@ $(ARGS)
 $(OUT)/sdft+self-replay:
-	$(PY) train.py --method sdft --self-replay --seed $(SEED) --threads 1 --out $@ $(ARGS)
+	$(PY) train.py --method sdft --penalty self-replay --seed $(SEED) --threads 1 --out $@ $(ARGS)
 
-results: .venv/ready
-	for e in tune demo ablations; do $(PY) evidence.py $$e || exit 1; done
-	$(PY) tests/bench_step.py
-	$(PY) tests/bench_kernel.py
+ifdef QUICK
+evidence: .venv/ready
+	$(PY) evidence.py --quick
+	$(PY) eval.py out/quick/twenty/0
+	$(PY) eval.py out/quick/market/0
+else
+evidence: .venv/ready
+	$(PY) evidence.py
+	$(PY) claims.py
 	$(PY) eval.py --readme
+endif
 
 test: .venv/ready
 	$(PY) -m pytest -q tests

@@ -15,7 +15,7 @@ import os
 
 import numpy as np
 
-from eval import SHORT, continual_metrics, fail, read_json, t_quantile_975, write_json
+from eval import GATES, continual_metrics, fail, read_json, t_quantile_975, write_json
 from evidence import ABLATION, EXPERIMENTS, SIZES
 
 NAN = float("nan")
@@ -428,6 +428,23 @@ BASELINES = [SFT10, *[("baselines", name) for name in EXPERIMENTS["baselines"][1
 BESIDE = {"variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}          # what an experiment is compared with, on its seeds
 
 
+SHORT = ["learning_accuracy", "average_accuracy", "forgetting", "retention", "base_retention", "voice_retention", "teacher_retention"]
+
+
+def headline_text(runs) -> str:
+    """Ten and twenty tasks by the three methods of the demo."""
+    columns = [*SHORT[:3], *SHORT[4:], "steps", "seconds"]
+    return "\n\n".join(f"After {n} tasks:\n\n" + methods_text(runs, [(*run, n) for run in (SFT, SDFT, REPLAY)], columns) for n in (10, 20))
+
+
+def gates_text(runs) -> str:
+    """The gates of all base models behind the headline: the seed that is nearest to missing each."""
+    found = [row["gates"] for row in runs if (row["experiment"], row["name"]) == SDFT]
+    worst = lambda name: (max if name == "new_without_demonstration" else min)(g[name] for g in found)
+    bound = lambda name: f"{'at most' if name == 'new_without_demonstration' else 'at least'} {GATES[name]:.0%}"
+    return markdown(["gate", "bound", f"worst of {len(found)} seeds"], [[n.replace("_", " "), bound(n), f"{worst(n):.1%}"] for n in GATES if found])
+
+
 def baselines_text(runs) -> str:
     return methods_text(runs, BASELINES, [*SHORT[:3], "base_retention", "voice_retention", "steps", "generated_tokens", "seconds"])
 
@@ -468,7 +485,7 @@ def matched_text(runs) -> str:
 
 
 # <!-- name of a block in the README --> : (its JSON under results/, its text), as in eval.py
-TEXTS = {"baselines": baselines_text, "matched": matched_text, "families": families_text} | {
+TEXTS = {"headline": headline_text, "gates": gates_text, "baselines": baselines_text, "matched": matched_text, "families": families_text} | {
     name: functools.partial(ablation_text, experiment=name) for name in EXPERIMENTS if name not in ("tune", "baselines")}
 BLOCKS = {"claims": ("evidence", claims_text)} | {name: ("runs", lambda file, text=text: text(file["runs"])) for name, text in TEXTS.items()}
 

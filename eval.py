@@ -3,7 +3,6 @@
     python eval.py out/demo                                         the table of the runs in a folder; their pictures drawn again
     python eval.py --ask out/demo/sdft "kute: c a d b"              what a trained model answers
     python eval.py --show-teacher out/demo/sdft                     what student and teacher see, sample and believe, token by token
-    python eval.py --collect out/demo-0 out/demo-1 --to results/demo.json    mean, std and interval over seeds
     python eval.py --readme                                         write the tables of results/ into README.md
 
 R[i, j] is the accuracy on task j after training on task i; row 0 is the base model. All figures are fractions.
@@ -114,12 +113,27 @@ def write_json(path, value):
 
 
 def read_runs(folder) -> dict:
-    """{name: result} of the finished runs in a folder."""
-    paths = {name: os.path.join(folder, name, "result.json") for name in (os.listdir(folder) if os.path.isdir(folder) else [])}
-    runs = {name: read_json(path) for name, path in sorted(paths.items()) if os.path.exists(path)}
-    if not runs:
-        fail(f"{folder}: no finished run in it (a folder with result.json); make one with: python train.py --out {folder}/sdft")
+    """{name: result} of the finished runs in a folder; of a run at work a line tells how far it is."""
+    runs, at_work = {}, []
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        path = os.path.join(folder, name)
+        try:
+            runs[name] = read_json(os.path.join(path, "result.json"))
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.exists(os.path.join(path, "log.jsonl")):
+                at_work.append(f"{name}: not finished; {progress(path)}")
+    if not runs and not at_work:
+        fail(f"{folder}: no run in it (a folder with result.json or log.jsonl); make one with: python train.py --out {folder}/sdft")
+    print(*at_work, sep="\n", end="\n" * bool(at_work))
     return dict(sorted(runs.items(), key=lambda r: ORDER.index(r[0]) if r[0] in ORDER else len(ORDER)))
+
+
+def progress(path) -> str:
+    """The last whole line of a run's log, in words."""
+    with open(os.path.join(path, "log.jsonl")) as f:
+        lines = f.read().split("\n")[:-1]                   # what follows the last line end is being written
+    last = json.loads(lines[-1]) if lines else {}
+    return f"task {last['task']}, step {last['step']}, loss {last['loss']:.4f}" if "task" in last else "before its first task"
 
 
 def figure(run, name):
@@ -132,33 +146,6 @@ def summary(runs: dict) -> dict:
         "methods": {name: {k: figure(run, k) for k in [*METRICS, *KEPT, *COST]} for name, run in runs.items()},
         "R": {name: run["R"] for name, run in runs.items()},
         "runs": {name: {k: run[k] for k in ("command", "commit", "versions", "machine")} for name, run in runs.items()},
-    }
-
-
-def collect(folders) -> dict:
-    """Several folders of runs, one a seed, as {"mean", "std" (ddof 1), "ci95" (half of Student's t interval), "seeds"} of every figure."""
-    per_seed = {}
-    for folder in folders:
-        runs = read_runs(folder)
-        per_seed[next(iter(runs.values()))["settings"]["seed"]] = runs
-    if len(per_seed) < 2:
-        fail(f"--collect {' '.join(folders)}: an interval needs runs of at least two seeds, found {len(per_seed)}")
-    first = next(iter(per_seed.values()))
-    methods = [m for m in first if all(m in runs for runs in per_seed.values())]
-
-    def spread(values):
-        n, std = len(values), float(np.std(values, ddof=1))
-        return {"mean": float(np.mean(values)), "std": std, "ci95": t_quantile_975(n - 1) * std / math.sqrt(n), "seeds": values}
-
-    run = next(iter(first.values()))
-    return {
-        "command": "python " + " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-        "commit": ", ".join(sorted({r["commit"] for runs in per_seed.values() for r in runs.values()})),
-        **{k: run[k] for k in ("versions", "machine")},
-        "seeds": list(per_seed),
-        "gates": {g: spread([next(iter(runs.values()))["gates"][g] for runs in per_seed.values()]) for g in run["gates"]},
-        "methods": {m: {k: spread([figure(runs[m], k) for runs in per_seed.values()]) for k in [*METRICS, *KEPT, *COST]} for m in methods},
-        "settings": {m: first[m]["settings"] for m in methods},
     }
 
 
@@ -284,40 +271,22 @@ def show_teacher(path, n=3):
             print(f"   {word(token):12s} {q[t, token]:8.3f} {p[t, token]:8.3f}   {word(best):12s} {p[t, best]:.3f}")
 
 
-def write_readme(readme="README.md", results="results"):
-    """Replaces what stands between <!-- NAME --> and <!-- end --> by the text that BLOCKS makes of a JSON under results/."""
+def write_readme(readme, results="results"):
+    """Replaces what stands between <!-- NAME --> and <!-- end --> by the text that BLOCKS make of a JSON under results/."""
+    import claims                                          # here, since it imports this file
+
+    blocks = BLOCKS | claims.BLOCKS
     with open(readme) as f:
         text = f.read()
 
     def fill(match):
-        source, text = BLOCKS[match[1]]
+        source, text = blocks[match[1]]
         return f"<!-- {match[1]} -->\n{text(read_json(os.path.join(results, source + '.json')))}\n<!-- end -->"
 
     new = re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
     with open(readme + ".part", "w") as f:
         f.write(new)
     os.replace(readme + ".part", readme)
-
-
-def percent(figure):
-    return f"{100 * figure['mean']:.0f} ± {100 * figure['ci95']:.0f} %"
-
-
-def demo_text(figures):
-    sft, ours = figures["methods"]["sft"], figures["methods"]["sdft"]
-    return (
-        f"After ten tasks SFT has kept {percent(sft['base_retention'])} of what the model could do before, SDFT {percent(ours['base_retention'])}; "
-        f"its accuracy on the tasks it was taught has fallen by {percent(sft['forgetting'])}, SDFT's by {percent(ours['forgetting'])}. "
-        f"(Mean over {len(figures['seeds'])} seeds of base model, world and stream, ± half of the 95 % t-interval; in the table too, in percent.)\n\n"
-        + table(figures["methods"]))
-
-
-def gates_text(figures):
-    lines = ["| gate | bound | lowest or highest seed |", "|---|---|---|"]
-    for name, g in figures["gates"].items():
-        most = name == "new_without_demonstration"
-        lines.append(f"| {name.replace('_', ' ')} | {'at most' if most else 'at least'} {GATES[name]:.0%} | {(max if most else min)(g['seeds']):.1%} |")
-    return "\n".join(lines)
 
 
 def step_text(figures):
@@ -340,13 +309,8 @@ def kernel_text(figures):
     return "\n".join(lines)
 
 
-SHORT = ["learning_accuracy", "average_accuracy", "forgetting", "retention", "base_retention", "voice_retention", "teacher_retention"]
-# <!-- name of a block in the README --> : (its JSON under results/, its text)
+# <!-- name of a block in the README --> : (its JSON under results/, its text); claims.py has more
 BLOCKS = {
-    "demo": ("demo", demo_text),
-    "gates": ("demo", gates_text),
-    "tune": ("tune", lambda figures: table(figures["methods"], SHORT)),
-    "ablations": ("ablations", lambda figures: table(figures["methods"], SHORT)),
     "step": ("step_cpu", step_text),
     "kernel": ("kernel_cpu", kernel_text),
 }
@@ -357,23 +321,21 @@ def main():
     parser.add_argument("folder", nargs="?", help="a folder of runs: print their table, write summary.json, draw forgetting.png")
     parser.add_argument("--ask", nargs=2, metavar=("RUN", "PROMPT"), help="answer a prompt with a run's student")
     parser.add_argument("--show-teacher", metavar="RUN", help="student and teacher on a few tasks that the run has not been taught")
-    parser.add_argument("--collect", nargs="+", metavar="FOLDER", help="folders of runs, one a seed; needs --to")
-    parser.add_argument("--to", metavar="JSON", help="where --collect writes")
     parser.add_argument("--readme", action="store_true", help="write the tables of results/ into README.md")
     args = parser.parse_args()
     if args.ask:
         print(ask(*args.ask))
     elif args.show_teacher:
         show_teacher(args.show_teacher)
-    elif args.collect and args.to:
-        write_json(args.to, collect(args.collect))
     elif args.readme:
-        write_readme()
+        for readme in ("README.md", os.path.join("examples", "README.md")):
+            write_readme(readme)
     elif args.folder:
         runs = read_runs(args.folder)
-        print(table(summary(runs)["methods"]))
-        write_json(os.path.join(args.folder, "summary.json"), summary(runs))
-        draw(runs, os.path.join(args.folder, "forgetting.png"))
+        if runs:
+            print(table(summary(runs)["methods"]))
+            write_json(os.path.join(args.folder, "summary.json"), summary(runs))
+            draw(runs, os.path.join(args.folder, "forgetting.png"))
     else:
         parser.error("nothing to do: name a folder of runs, or one of the options")
 

@@ -7,6 +7,7 @@
 A run is a folder out/evidence/<experiment>/<seed>/<name>. What the runs found goes to results/runs.json, one line each.
 """
 import argparse
+import glob
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from eval import read_json
+from eval import draw, read_json, read_runs
 
 HEADLINE, ABLATION, TUNING = range(6), range(3), [100]      # seeds of base model, world and stream; nothing tuned is reported on its own seed
 RATES = [(0.001, 10), (0.001, 30), (0.001, 100), (0.01, 30)]           # (lr, embed_lr)
@@ -31,6 +32,8 @@ def trials() -> dict:
 
 
 SIZES = {"0.3M": "--n-embd 64 --n-head 2", "0.8M": "", "3.7M": "--n-layer 4 --n-embd 256 --n-head 8"}
+ROOT = os.path.join("out", "evidence")
+CALENDAR = f"--init {ROOT}/base/{{seed}} --demos " + " ".join(sorted(glob.glob("examples/calendar/*.jsonl")))
 # experiment: (seeds, {name of the run: options of train.py})
 EXPERIMENTS = {
     "tune": (TUNING, trials()),
@@ -54,11 +57,14 @@ EXPERIMENTS = {
         "sdft 4 others shown": "--shown 4",
         "sdft all rows alike": "--f0 inf"}),
     "ema": (ABLATION, {f"ema {decay:g}": f"--ema-decay {decay}" for decay in (0, 0.9, 0.95, 0.99, 0.995, 1)}),
+    "calendar": (ABLATION, {f"{method} lr {lr:g} embed {embed}": f"--method {method} {CALENDAR} --lr {lr} --embed-lr {embed}"
+                            for method in ("sft", "sdft") for lr, embed in ((0.001, 30), (0.0001, 100))}),
     "demonstrations": (ABLATION, {f"{method} {n}": f"--method {method} --demonstrations {n} --tasks 5"
                                   for n in (16, 32, 64, 128, 256, 512) for method in ("sft", "sdft")}),
     "alpha": (ABLATION, {f"alpha {a / 10:g}": f"--alpha {a / 10}" for a in range(1, 11)}),
     "sizes": (ABLATION, {f"{method} {size}": f"--method {method} --tasks 5 {options}" for size, options in SIZES.items() for method in ("sft", "sdft")}),
 }
+PICTURE = ["sft", "sdft", "sdft+self-replay"]               # the runs in the README's first picture
 QUICK = {"twenty": ["sft", "sdft", "sdft+self-replay"], "market": ["sft", "sdft"], "baselines": ["off-policy"], "variants": ["sft own voice"]}
 
 
@@ -74,7 +80,7 @@ def run(folder, seed, options) -> bool:
     if os.path.exists(os.path.join(folder, "result.json")):
         return False
     os.makedirs(folder, exist_ok=True)
-    resume = ["--resume"] if os.path.exists(os.path.join(folder, "checkpoint.pt")) else [*options.split(), "--seed", str(seed)]
+    resume = ["--resume"] if os.path.exists(os.path.join(folder, "checkpoint.pt")) else [*options.format(seed=seed).split(), "--seed", str(seed)]
     with open(os.path.join(folder, "output.txt"), "a") as output:
         done = subprocess.run([sys.executable, "train.py", *resume, "--out", folder, "--threads", "1"], stdout=output, stderr=output)
     if done.returncode:
@@ -125,7 +131,7 @@ def main():
     parser.add_argument("--seeds", type=int, help="the first so many seeds of each experiment (default: all)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, a thread each (default: the cores)")
     args = parser.parse_args()
-    root = os.path.join("out", "quick" if args.quick else "evidence")
+    root = os.path.join("out", "quick") if args.quick else ROOT
     todo = plan(args.experiments or list(EXPERIMENTS), args.quick, args.seeds)
     # Base models first: two runs must not make the same one twice.
     bases = list(dict.fromkeys((seed, architecture(options)) for _, seed, _, options in todo))
@@ -142,6 +148,9 @@ def main():
             print(f"{finished}/{len(todo)} {' '.join(map(str, futures[future]))} | about {left / 60:.0f} min left", flush=True)
             if not args.quick:
                 gather(root, os.path.join("results", "runs.json"))
+    folder = os.path.join(root, "twenty", "0")
+    if not args.quick and all(os.path.exists(os.path.join(folder, name, "result.json")) for name in PICTURE):
+        draw({name: run for name, run in read_runs(folder).items() if name in PICTURE}, os.path.join("results", "forgetting.png"))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ def everything(folder) -> dict:
     run, out = os.path.join(folder, "run"), os.path.join(folder, "out")
     left = {"checkpoint": torch.load(os.path.join(run, "checkpoint.pt"), weights_only=True)}
     for name in os.listdir(out) if os.path.isdir(out) else []:
-        left[name] = torch.load(os.path.join(out, name), weights_only=True) if name.endswith(".pt") else "a rest"
+        if name.endswith(".pt"):                           # a .part of it may stay: it might be another run's, which is writing it
+            left[name] = torch.load(os.path.join(out, name), weights_only=True)
     with open(os.path.join(run, "log.jsonl")) as f:
         left["log"] = [json.loads(line) for line in f]
     if os.path.exists(os.path.join(run, "result.json")):
@@ -121,13 +122,14 @@ def trial(name, straight, life, init, rng, most) -> tuple[list, list]:
                 status = process.wait()
             if status == 0:
                 return struck, differences(straight, everything(folder))
-            if status == 2 and how == ["--resume"] and not os.path.exists(os.path.join(folder, "run", "log.jsonl")):
-                struck[-1] += ", nothing to resume yet"    # documented: one line says so, and it is simply started again
+            with open(os.path.join(folder, "output.txt")) as f:
+                said = f.read()
+            if status == 2 and how == ["--resume"] and said.splitlines()[-1].startswith("run/checkpoint.pt: no such checkpoint"):
+                struck[-1] += ", nothing to resume yet"    # documented: one line says so, and the run is simply started again
                 how = options
                 continue
             if status != -signal.SIGKILL:
-                with open(os.path.join(folder, "output.txt")) as f:
-                    return struck, [f"exit status {status}: {f.read()[-2000:]}"]
+                return struck, [f"exit status {status}: {said[-2000:]}"]
             struck.append(phase(folder, began))
             print(f"{name:18s} killed {moment:5.2f} s after its start: {struck[-1]}", flush=True)
             how = ["--resume"]

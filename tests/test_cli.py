@@ -6,6 +6,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 
 import pytest
 
@@ -13,6 +15,7 @@ import evidence
 import train
 from conftest import ROOT
 
+LESSON = "--steps 2 --batch-size 4 --watch-every 1 --device cpu"           # what --demos takes: the model is that of --init
 TINY = ("--pretrain-steps 2 --pretrain-docs 8 --n-layer 1 --n-head 2 --n-embd 16 --tasks 2 --steps 2 --batch-size 4 --demonstrations 8 --vocab-size 8200 "
         "--watch-every 1 --device cpu")                                    # 8200 words: the chunked loss runs as well
 
@@ -29,7 +32,7 @@ def copy(tmp_path_factory):
     """A copy of the project in which `make demo` has been run, smallest form."""
     folder = tmp_path_factory.mktemp("project")
     for name in os.listdir(ROOT):
-        if name.endswith((".py", ".md")) or name in ("Makefile", "results", "tests"):
+        if name.endswith((".py", ".md")) or name in ("Makefile", "results", "tests", "examples"):
             (shutil.copytree if os.path.isdir(os.path.join(ROOT, name)) else shutil.copy)(os.path.join(ROOT, name), folder / name)
     done = shell(folder, f"make -o .venv/ready demo PY={sys.executable} ARGS='{TINY}'")
     assert done.returncode == 0, done.stderr
@@ -51,7 +54,7 @@ def test_demo_prints_gates_progress_and_table_and_writes_summary_and_picture(cop
     assert (folder / "out/demo/forgetting.png").exists()
 
 
-@pytest.mark.parametrize("command", [c for c in readme_commands() if not re.match(r"make (demo|test|results)", c)])
+@pytest.mark.parametrize("command", [c for c in readme_commands() if not re.match(r"make (demo|test|evidence)", c)])
 def test_command_of_the_readme_runs(copy, command):
     folder, _ = copy
     if "pytest" in command:
@@ -60,7 +63,7 @@ def test_command_of_the_readme_runs(copy, command):
         command += " --help"                                               # minutes of measuring: it has its own run
     if "train.py" in command and "--help" not in command and "--resume" not in command:
         small = TINY if "--preset" not in command else TINY.replace("--vocab-size 8200", "--steps 1")   # the preset's own vocabulary and compilation
-        command += " " + small
+        command += " " + (LESSON if "--demos" in command else small)
     done = shell(folder, command.replace(".venv/bin/python", shlex.quote(sys.executable)))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip()
@@ -72,13 +75,43 @@ def test_readme_names_only_files_that_exist():
     assert named and all(os.path.exists(os.path.join(ROOT, path)) for path in named)
 
 
-@pytest.mark.parametrize("experiment", ["tune", "demo", "ablations"])
+def test_the_loop_of_updates_runs(copy):
+    folder, _ = copy
+    with open(os.path.join(ROOT, "README.md")) as f:
+        (loop,) = re.findall(r"```\n(last=.*?)```", f.read(), flags=re.S)
+    done = shell(folder, loop.replace(".venv/bin/python", shlex.quote(sys.executable)).replace("--init", LESSON + " --init"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(os.listdir(folder / "out/loop")) == ["01-french", "02-german"] and done.stdout.count("kept: base: composed") == 2
+
+
+@pytest.mark.parametrize("experiment", evidence.EXPERIMENTS)
 def test_every_run_of_an_experiment_is_a_valid_command(experiment):
-    runs = evidence.runs(experiment)
-    assert len(runs) >= 6
-    for (seed, name), options in runs.items():
-        config = train.parse([*options.split(), "--seed", str(seed), "--out", name])
-        assert config.method in name
+    seeds, runs = evidence.EXPERIMENTS[experiment]
+    assert len(seeds) in (1, 3, 6) and len(runs) >= 2
+    for name, options in runs.items():
+        config = train.parse([*options.format(seed=seeds[0]).split(), "--seed", str(seeds[0]), "--out", name])
+        assert config.method in ("sft", "sdft", "joint") and evidence.architecture(options) in evidence.SIZES.values()
+
+
+def test_tuning_gives_each_method_the_same_number_of_trials():
+    per_method = Counter(name.split()[0] for name in evidence.trials())
+    assert len(per_method) == 9 and set(per_method.values()) == {4}
+
+
+def test_evidence_runs_what_is_not_done_and_gathers_what_is(copy, monkeypatch, capsys):
+    folder, _ = copy
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(evidence, "EXPERIMENTS", {"ema": ([0], {"ema 0": f"{TINY} --ema-decay 0", "ema 1": f"{TINY} --ema-decay 1"})})
+    monkeypatch.setattr(evidence, "SIZES", {"": TINY})
+    (folder / "results" / "runs.json").unlink(missing_ok=True)
+    for expected in (2, 0):                                                # the second time all is done
+        began = time.time()
+        monkeypatch.setattr(sys, "argv", ["evidence.py", "ema"])
+        evidence.main()
+        assert sum(os.path.getmtime(folder / f"out/evidence/ema/0/ema {d}/result.json") > began for d in (0, 1)) == expected
+    rows = json.loads((folder / "results" / "runs.json").read_text())["runs"]
+    assert [(r["experiment"], r["seed"], r["name"], len(r["R"])) for r in rows] == [("ema", 0, "ema 0", 3), ("ema", 0, "ema 1", 3)]
+    assert "2/2 ema 0" in capsys.readouterr().out
 
 
 def test_data_shows_itself():

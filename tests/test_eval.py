@@ -70,25 +70,32 @@ def test_no_picture_without_matplotlib(tmp_path, capsys, monkeypatch):
     assert "matplotlib is missing" in capsys.readouterr().out and not (tmp_path / "x.png").exists()
 
 
-def test_collect_gives_intervals_over_seeds(tmp_path):
-    for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
-        fake_run(tmp_path / str(seed), "sdft", seed, accuracy)
-    c = evaluate.collect([str(tmp_path / str(s)) for s in range(3)])
-    figure = c["methods"]["sdft"]["learning_accuracy"]
-    assert figure["seeds"] == [0.8, 0.9, 1.0] and figure["mean"] == pytest.approx(0.9) and figure["std"] == pytest.approx(0.1)
-    assert figure["ci95"] == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-3)
-    with pytest.raises(SystemExit):
-        evaluate.collect([str(tmp_path / "0")])
-
-
 def test_readme_tables_come_from_results(tmp_path):
-    row = {c: {"mean": 0.5, "ci95": 0.01} for c in evaluate.COLUMNS}
-    evaluate.write_json(str(tmp_path / "ablations.json"), {"methods": {"sdft": row}})
+    evaluate.write_json(str(tmp_path / "step_cpu.json"), {"milliseconds": {"step": 12.5}})
+    evidence = {"id": "i", "claim": "c", "figure": {"x": 0.5}, "ci95": {"x": 0.01}, "seeds": [0, 1], "verdict": "holds"}
+    evaluate.write_json(str(tmp_path / "evidence.json"), {"claims": [evidence]})
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- ablations -->\nold\n<!-- end -->\nafter\n")
+    readme.write_text("before\n<!-- step -->\nold\n<!-- end -->\n<!-- claims -->\nold\n<!-- end -->\nafter\n")
     evaluate.write_readme(str(readme), str(tmp_path))
     text = readme.read_text()
-    assert "| sdft | 50 ± 1 |" in text and "old" not in text and text.startswith("before") and text.endswith("after\n")
+    assert "| **whole step** | 12.5 |" in text and "50.0 ± 1.0" in text and "old" not in text and text.startswith("before") and text.endswith("after\n")
+
+
+def test_a_folder_of_runs_at_work(tmp_path, capsys, monkeypatch):
+    """Each stage that a run can be in: a line tells it, and nothing fails."""
+    log = {"lock": None, "half": '{"settings"', "begun": '{"settings": {}}\n', "working": '{"settings": {}}\n{"task": 2, "step": 30, "loss": 0.5}\n{"task": 2'}
+    for name, text in log.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+        if text:
+            (tmp_path / name / "log.jsonl").write_text(text)
+    monkeypatch.setattr("sys.argv", ["eval.py", str(tmp_path)])
+    evaluate.main()
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["begun: not finished; before its first task", "half: not finished; before its first task", "working: not finished; task 2, step 30, loss 0.5000"]
+    fake_run(tmp_path, "sdft", 0, 0.9)
+    evaluate.main()
+    assert "| sdft |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated", "list", "pickle"])
