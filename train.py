@@ -37,7 +37,7 @@ from data import (ANSWER, DEMO, END, PROMPT, REAL_WORDS, VOCAB_SIZE, BadInput, E
 from eval import GATES, accuracy, answers, continual_metrics, fail, load_checkpoint, load_model, room, well_formed, write_json
 from model import GPT, GPTConfig
 
-DREAMS = 1024                     # prompts that self-replay dreams before each task
+DREAMS = 512                      # prompts that self-replay dreams before each task
 FISHER = 256                      # answers from which EWC estimates the Fisher information of a task
 NEEDED = 0.01                     # forgetting above which `--when needed` regularises the next task
 LINEAR_FROM = 8192                # size of vocabulary from which the loss is made in chunks, from hidden states
@@ -424,6 +424,8 @@ def penalty_loss(config, student, previous, batch, stream, task, memory, rng):
     if config.penalty == "self-replay":
         rows = torch.randint(len(memory[0]), (n,)).to(batch.prompt.device)
         prompt, length, response, mask = (t[rows] for t in memory)
+        prompt, long = prompt[:, : length.max()], mask.sum(1).max()                         # of these rows; memory is as wide as its longest dream
+        response, mask = response[:, :long], mask[:, :long]
         return lambda student: strength * follow(student, previous, prompt, length, response, mask)
     if config.penalty == "lwf":                            # Li and Hoiem 2016: what the old model would have said to the new prompts
         return lambda student: strength * follow(student, previous, batch.prompt, batch.length, *sample(previous, batch.prompt, batch.length, room(batch)))
