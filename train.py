@@ -525,7 +525,7 @@ def learn(config, lessons=None, start=None, **passed_on):
     elif saved or start:                                   # the base model is in the checkpoint: it is not made or looked for again
         student, frequency, gate = new_model(config), *((saved or start)[k] for k in ("frequency", "gates"))
         student.load_state_dict(saved["base"] if saved else start["student"])
-        if saved and saved["lessons"] != fingerprint(lessons):
+        if saved and saved.get("lessons") != fingerprint(lessons):
             fail(f"{config.out}: what it teaches has changed since this run began (the files of --demos or --keep, or data.py); put it back, or start "
                  "again in another folder")
     else:
