@@ -32,7 +32,7 @@ import torch.fx.experimental._config
 import torch.nn.functional as F
 
 import sdft
-from data import (ANSWER, DEMO, END, PROMPT, REAL_WORDS, VOCAB_SIZE, BadInput, Example, World, collate, decode, earned, grade, in_own_voice, new_words,
+from data import (ANSWER, END, PROMPT, REAL_WORDS, VOCAB_SIZE, BadInput, Example, World, collate, decode, earned, grade, in_own_voice, new_words,
                   pack, pad, read_tasks, split_holdout, take_names, text_example)
 from eval import GATES, accuracy, answers, continual_metrics, fail, load_checkpoint, load_model, room, well_formed, write_json
 from model import GPT, GPTConfig
@@ -443,24 +443,18 @@ def follow(student, previous, prompt, length, response, mask):
 
 
 def dream(model, n):
-    """The model writes n prompts of its own past and answers them; half of the prompts stand behind a demonstration, dreamt as well, so
-    that reading demonstrations is kept, too. A dream is what the model writes after the token that begins a prompt or a demonstration.
+    """The model writes n prompts of its own past and answers them. A dreamt prompt is what it writes after the token that begins one.
 
     Returns prompt (n', P), length (n',), response and mask (n', R), n' <= n: what did not become a prompt is dropped.
     """
-
-    def write(first, n, n_new, end):
-        start = torch.full((n, 1), first, device=model.head.weight.device)
-        written, mask = sample(model, start, torch.ones_like(start[:, 0]), n_new, end)
-        rows = [[first, *r[: sum(m)]] for r, m in zip(written.tolist(), mask.tolist())]
-        return [r for r in rows if r[-1] == end and r.count(ANSWER) == 1 and END not in r[:-1]]
-
-    bare = write(PROMPT, n - n // 2, 16, ANSWER)
-    shown = [[*r, PROMPT, *r[1 : r.index(ANSWER) + 1]] for r in write(DEMO, n // 2, 40, END)]
-    if not bare + shown:
+    start = torch.full((n, 1), PROMPT, device=model.head.weight.device)
+    written, mask = sample(model, start, torch.ones_like(start[:, 0]), 16, ANSWER)
+    rows = [[PROMPT, *r[: sum(m)]] for r, m in zip(written.tolist(), mask.tolist())]
+    rows = [r for r in rows if r[-1] == ANSWER and END not in r]
+    if not rows:
         fail("none of the model's dreams is a prompt: pretrain it longer (--pretrain-steps), or use another --penalty")
-    prompt, length = (t.to(model.head.weight.device) for t in pad(bare + shown))
-    return prompt, length, *sample(model, prompt, length, 32)
+    prompt, length = (t.to(start.device) for t in pad(rows))
+    return prompt, length, *sample(model, prompt, length, 16)
 
 
 def fisher(model, prompt, length) -> list:
@@ -515,7 +509,7 @@ def learn(config, lessons=None, start=None, **passed_on):
     """
     world = World(config.seed)
     lessons = lessons or world_lessons(config, world)
-    stream = lessons.stream
+    stream, lessons_hash = lessons.stream, fingerprint(lessons)
     path = os.path.join(config.out, "checkpoint.pt")
     saved = load_checkpoint(path) if config.resume and os.path.exists(path) else None
     log = Log(config, saved["log_bytes"] if saved else 0)
@@ -525,7 +519,7 @@ def learn(config, lessons=None, start=None, **passed_on):
     elif saved or start:                                   # the base model is in the checkpoint: it is not made or looked for again
         student, frequency, gate = new_model(config), *((saved or start)[k] for k in ("frequency", "gates"))
         student.load_state_dict(saved["base"] if saved else start["student"])
-        if saved and saved.get("lessons") != fingerprint(lessons):
+        if saved and saved.get("lessons_hash") != lessons_hash:
             fail(f"{config.out}: what it teaches has changed since this run began (the files of --demos or --keep, or data.py); put it back, or start "
                  "again in another folder")
     else:
@@ -561,7 +555,7 @@ def learn(config, lessons=None, start=None, **passed_on):
         save(path, {"settings": dataclasses.asdict(config), "student": student.state_dict(), "teacher": teacher.state_dict(),
                     "previous": previous.state_dict(), "optimizer": optimizer.state_dict(), "good": guard.good, "memory": memory,
                     "base": probe.reference.state_dict(), "frequency": frequency, "gates": gate, **passed_on, "done": done, "task": task, "step": step,
-                    "recent": recent, "lessons": fingerprint(lessons), "log_bytes": log.bytes(), **random_states(rng)})
+                    "recent": recent, "lessons_hash": lessons_hash, "log_bytes": log.bytes(), **random_states(rng)})
 
     if not saved:
         result_path = os.path.join(config.out, "result.json")
