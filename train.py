@@ -405,7 +405,7 @@ def remember(config, model, stream, task, memory):
         return dream(model, DREAMS)
     if config.penalty == "ewc":                            # online EWC: one sum for all tasks (Schwarz et al. 2018, without decay)
         if task == 0:                                      # what the base knows: estimated on its own dreams
-            prompt, length, *_ = dream(model, FISHER)
+            prompt, length = (t[:FISHER] for t in dream(model, DREAMS)[:2])
         else:
             batch = collate(stream[task - 1].train[:FISHER]).to(model.head.weight.device)
             prompt, length = batch.prompt, batch.length
@@ -780,13 +780,13 @@ def parse(argv=None) -> Config:
     only(config.penalty in ("self-replay", "lwf", "l2"), "--penalty self-replay, lwf or l2", "when")
     only(config.demos, "--demos", "keep", "init", "holdout", "grader", "task_order")
     only(not config.demos, "the world's streams, not with --demos", "stream", "tasks", "demonstrations", "voice", "shown")
-    if config.demos and not config.init:
-        parser.error("--demos needs --init, a checkpoint to start from; a first one: python train.py --method base --out out/base, then --init out/base")
     only(config.stream == "mixed", "--stream mixed", "tasks")
     if config.penalty == "replay" and config.strength > 1:
         parser.error(f"--strength {config.strength}: of replay it is a share, from 0 to 1")
     if config.method == "base" and config.demos:
         parser.error("--demos teaches: use --method sdft or sft")
+    if config.demos and not config.init:
+        parser.error("--demos needs --init, a checkpoint to start from; a first one: python train.py --method base --out out/base, then --init out/base")
     if config.shown >= config.demonstrations:
         parser.error(f"--shown {config.shown}: a task has only {config.demonstrations} demonstrations (--demonstrations)")
     if config.n_embd % (2 * config.n_head):

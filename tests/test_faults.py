@@ -31,7 +31,7 @@ import sdft
 import train
 from conftest import ROOT
 from test_files import GOOD, line, write
-from test_train import TINY
+from test_train import TINY, raise_after
 
 
 def small(patch):
@@ -470,6 +470,23 @@ def test_a_killed_process_resumed_equals_the_straight_run(here, monkeypatch, mom
     assert kills.phase(".", began) == moment
     train.main(["--out", "run", "--resume"])
     assert kills.differences(straight, kills.everything(".")) == []
+
+
+def test_tasks_from_files_resumed_equal_the_straight_run(here, monkeypatch):
+    """New words keep the tokens that they were given: a process that resumes begins with a tokenizer that does not know them."""
+    options = ["--init", str(here / "base"), "--demos", str(here / "sums.jsonl"), "--steps", "6", "--save-every", "2", "--guard", "0", "--device", "cpu"]
+    for folder in ("straight", "killed"):
+        os.mkdir(folder)
+        monkeypatch.chdir(here / folder)
+        with monkeypatch.context() as patch, pytest.raises(SystemError) if folder == "killed" else contextlib.nullcontext():
+            if folder == "killed":
+                raise_after(patch, 3, SystemError("killed"))
+            train.main([*options, "--out", "run"])
+        data.take_names({})
+        monkeypatch.chdir(here)
+    monkeypatch.chdir("killed")
+    train.main(["--out", "run", "--resume"])
+    assert kills.differences(kills.everything("../straight"), kills.everything(".")) == []
 
 
 def test_killed_before_anything_was_saved(here, monkeypatch):

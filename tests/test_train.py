@@ -33,6 +33,7 @@ def here(tmp_path, monkeypatch):
         return train.Lessons(has.stream, has.base[:8], has.kinds[:8], has.shown[:8], has.neighbours[:8])
 
     monkeypatch.setattr(train, "world_lessons", small)
+    monkeypatch.setattr(train, "FISHER", 4)
     monkeypatch.setattr(train, "gates", lambda model, world: {name: 0.0 for name in train.GATES})
     return tmp_path
 
