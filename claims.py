@@ -425,7 +425,7 @@ def methods_text(runs, wanted, columns, seeds=None) -> str:
 
 
 BASELINES = [SFT10, *[("baselines", name) for name in EXPERIMENTS["baselines"][1]], SDFT10, REPLAY10]
-BESIDE = {"variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}          # what an experiment is compared with, on its seeds
+BESIDE = {"interference": [SDFT], "variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}          # what an experiment is compared with, on its seeds
 
 
 SHORT = ["learning_accuracy", "average_accuracy", "forgetting", "retention", "base_retention", "voice_retention", "teacher_retention"]

@@ -56,6 +56,9 @@ EXPERIMENTS = {
         "sdft 1 other shown": "--shown 1",
         "sdft 4 others shown": "--shown 4",
         "sdft all rows alike": "--f0 inf"}),
+    "interference": (ABLATION, {                            # twenty tasks, in which what the tasks share moves less
+        "sdft f0 0.0001": "--f0 0.0001 --tasks 20",
+        "sdft lr 0.0001": "--lr 0.0001 --tasks 20"}),
     "ema": (ABLATION, {f"ema {decay:g}": f"--ema-decay {decay}" for decay in (0, 0.9, 0.95, 0.99, 0.995, 1)}),
     "calendar": (ABLATION, {f"{method} lr {lr:g} embed {embed}": f"--method {method} {CALENDAR} --lr {lr} --embed-lr {embed}"
                             for method in ("sft", "sdft") for lr, embed in ((0.001, 30), (0.0001, 100))}),
