@@ -15,7 +15,7 @@ from unicodedata import normalize
 from babel.localedata import LocaleDataDict, load
 
 LOCALES = "fr de es it pt sv pl tr ru el ar zh".split()
-PHRASINGS = ["{word} in {language}", "say {word} in {language}", "{language}: {word}", "{language} {word}", "for {language} {word}", "say {language} {word}"]
+PHRASINGS = ["{word} in {language}", "say {word} in {language}", "in {language} {word}", "{language} {word}", "for {language} {word}", "say {language} {word}"]
 
 
 def locale(code: str) -> LocaleDataDict:

@@ -31,8 +31,9 @@ TINY = ("--n-layer 1 --n-head 2 --n-embd 16 --pretrain-steps 120 --pretrain-docs
 STREAM = "--tasks 2 --demonstrations 12"
 RUNS = {"base": "--method base", "sft": f"{STREAM} --method sft", "sdft": STREAM, "sdft+self-replay": f"{STREAM} --penalty self-replay",
         "sft+ewc": f"{STREAM} --method sft --penalty ewc", "demos": "--demos colors.jsonl animals.jsonl --init init.pt"}
-LINES = {"colors": "rouge red bleu blue vert green noir black blanc white gris gray", "animals": "chat cat chien dog loup wolf ours bear âne donkey coq rooster"}
-CLOCK = {"seconds", "wall_seconds", "ms", "peak_mb", "left", "log_bytes", "command", "resume"}     # what may differ: log_bytes, since a clock's digits vary
+LINES = {"colors": "rouge red bleu blue vert green noir black blanc white gris gray",
+         "animals": "chat cat chien dog loup wolf ours bear âne donkey coq rooster"}
+CLOCK = {"seconds", "wall_seconds", "ms", "peak_mb", "left", "log_bytes", "command", "resume"}     # what may differ; log_bytes: by a digit
 
 
 def start(options, folder):
@@ -84,8 +85,8 @@ def differences(a, b, where="") -> list:
 
 
 def phase(folder, began=0.0) -> str:
-    """What a process that was started at `began` was at when it died, told by what lies in its folder: starting, pretraining, pretrained (gates and the
-    measures before the first task), in a task, evaluating a task, saving, or ending (all tasks are learned)."""
+    """What a process that was started at `began` was at when it died, told by what lies in its folder: starting, pretraining, pretrained (gates
+    and the measures before the first task), in a task, evaluating a task, saving, or ending (all tasks are learned)."""
     run = os.path.join(folder, "run")
 
     def written(name):

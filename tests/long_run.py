@@ -24,8 +24,8 @@ sys.path.insert(0, ROOT)
 
 STEPS, EVERY = 10_000, 1_000                               # steps of the run, and steps between two figures of results/memory.json
 FROM, MOST = 2_000, 2.0                                    # growth is counted from this step on; more percent than that is a leak
-OPTIONS = (f"--tasks 1 --steps {STEPS} --converged 0 --watch-every 100 --guard 0 --n-layer 1 --n-head 2 --n-embd 16 --pretrain-steps 200 --pretrain-docs 16 "
-           "--batch-size 8 --threads 1 --device cpu --out run")
+OPTIONS = (f"--tasks 1 --steps {STEPS} --converged 0 --watch-every 100 --guard 0 --n-layer 1 --n-head 2 --n-embd 16 --pretrain-steps 200 "
+           "--pretrain-docs 16 --batch-size 8 --threads 1 --device cpu --out run")
 MINUTE = 60.0
 
 
@@ -91,9 +91,12 @@ def report_left(logs):
         if os.path.exists(os.path.join(os.path.dirname(log), "result.json")):
             errors = errors_of_left(lines_of(log))
             every += errors
-            print(f"{log}: " + (f"{len(errors)} lines, median {median(errors):.0%}, worst {max(errors):.0%}" if errors else "too short: no line counts"))
-    if every:
-        print(f"all: {len(every)} lines, median {median(every):.0%}, worst {max(every):.0%}")
+            print(f"{log}: {in_words(errors)}")
+    print(f"all: {in_words(every)}")
+
+
+def in_words(errors) -> str:
+    return f"{len(errors)} lines, median {median(errors):.0%}, worst {max(errors):.0%}" if errors else "too short: no line counts"
 
 
 def main():
@@ -111,7 +114,8 @@ def main():
 
     grown = {name: growth(mb) for name, mb in measured.items()}
     train.write_json(os.path.join(ROOT, "results", "memory.json"), {
-        **train.provenance(), "command": "python tests/long_run.py", "options": OPTIONS, **measured, "growth_percent": grown, "from_step": FROM, "to_step": STEPS})
+        **train.provenance(), "command": "python tests/long_run.py", "options": OPTIONS, **measured,
+        "growth_percent": grown, "from_step": FROM, "to_step": STEPS})
     print(f"{measured}: growth {grown} % from step {FROM} to {STEPS}, in {time.perf_counter() - began:.0f} s")
     sys.exit(any(percent > MOST for percent in grown.values()))
 

@@ -10,7 +10,7 @@ from data import CALENDAR, encode, new_words, read_tasks
 
 LANGUAGES = "French German Spanish Italian Portuguese Swedish Polish Turkish Russian Greek Arabic Chinese".split()
 
-PHRASINGS = "{w} in {l}, say {w} in {l}, {l}: {w}, {l} {w}, for {l} {w}, say {l} {w}"
+PHRASINGS = "{w} in {l}, say {w} in {l}, in {l} {w}, {l} {w}, for {l} {w}, say {l} {w}"
 FOLDER = os.path.join(ROOT, "examples", "calendar")
 FILES = [f"{number:02}-{language.lower()}.jsonl" for number, language in enumerate(LANGUAGES, 1)]
 

@@ -91,7 +91,7 @@ def refusal(capsys, folder, *argv) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Mistakes in the files that a user gives.
 
-FILES = {                         # the file (None: there is none; otherwise a line behind two right ones), what the message says, a word of the remedy
+FILES = {                         # the file (None: there is none; else a line behind two right ones), what the message says, a word of the remedy
     "missing": (None, ["bad.jsonl: cannot be read (No such file"], "give a file that exists"),
     "empty": (b"", ["bad.jsonl: empty"], 'write {"prompt"'),
     "not UTF-8": (b'{"prompt": "caf\xe9", "response": "x"}', ["bad.jsonl:3: ", "byte 16", "0xe9"], "save the file as UTF-8"),
@@ -196,8 +196,10 @@ def test_random_bytes_are_no_checkpoint(here, capsys):
     """As a file, or in a sound archive as what is unpickled: bytes are commands there, and lead to any exception there is."""
     kinds = Counter()
 
+    commands = st.lists(st.sampled_from(list(b"\x80\x02()}]qu.sKMJXtlNc\x85\x86\x8c\x94R")), max_size=20).map(bytes)
+
     @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-    @given(st.binary(max_size=30) | st.lists(st.sampled_from(list(b"\x80\x02()}]qu.sKMJXtlNc\x85\x86\x8c\x94R")), max_size=20).map(bytes), st.booleans())
+    @given(st.binary(max_size=30) | commands, st.booleans())
     def check(content, archived):
         if archived:
             with zipfile.ZipFile("bad.pt", "w") as file:
@@ -214,7 +216,8 @@ def test_random_bytes_are_no_checkpoint(here, capsys):
 
 
 def test_no_checkpoint(here, capsys):
-    for path, named in (("no.pt", "no.pt"), ("none", "none/checkpoint.pt"), ("a\0b", "a\\x00b/checkpoint.pt"), ("sums.jsonl", "sums.jsonl/checkpoint.pt")):
+    said_to_be = {"no.pt": "no.pt", "none": "none/checkpoint.pt", "a\0b": "a\\x00b/checkpoint.pt", "sums.jsonl": "sums.jsonl/checkpoint.pt"}
+    for path, named in said_to_be.items():
         message = refusal(capsys, here, "--init", path, "--demos", "sums.jsonl", "--out", "run")
         assert message.startswith(named) and ";" in message
 
@@ -241,18 +244,19 @@ def test_resume_of_nothing_of_rubbish_and_of_another_version(here, capsys):
 # ---------------------------------------------------------------------------------------------------------------------
 # Mistakes on the command line. tests/test_train.py holds the words of each message; here nothing may be written, whatever stands beside it.
 
-OPTIONS = ["--bogus", "--bogus 3", "stray", "--ste 3", "--method ppo", "--method", "--penalty dropout", "--when never", "--grader fuzzy", "--resume=yes",
-           "--method sft --alpha 0.5", "--method sft --off-policy", "--beta 0.3", "--strength 0.1", "--penalty replay --strength 2", "--when needed",
-           "--keep sums.jsonl", "--holdout 0.5", "--init base", "--task-order a,b", "--demos sums.jsonl", "--demos", "--demos sums.jsonl --init base --tasks 3",
-           "--demos sums.jsonl --init base --method base", "--stream market --tasks 3", "--shown 3 --demonstrations 3", "--n-embd 30 --n-head 4",
-           "--device nonsense", "--device meta", "--device hpu", "--device mkldnn", "--device ", "--preset tpu", "--seed 1.5", "--lr one", "--steps 1e3"]
+OPTIONS = ["--bogus", "--bogus 3", "stray", "--ste 3", "--method ppo", "--method", "--penalty dropout", "--when never", "--grader fuzzy",
+           "--resume=yes", "--method sft --alpha 0.5", "--method sft --off-policy", "--beta 0.3", "--strength 0.1", "--penalty replay --strength 2",
+           "--when needed", "--keep sums.jsonl", "--holdout 0.5", "--init base", "--task-order a,b", "--demos sums.jsonl", "--demos",
+           "--demos sums.jsonl --init base --tasks 3", "--demos sums.jsonl --init base --method base", "--stream market --tasks 3",
+           "--shown 3 --demonstrations 3", "--n-embd 30 --n-head 4", "--device nonsense", "--device meta", "--device hpu", "--device mkldnn",
+           "--device ", "--preset tpu", "--seed 1.5", "--lr one", "--steps 1e3", "--alpha=--", "--method=--"]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_an_option_that_is_unknown_or_contradicts(here, capsys, options):
     argv = options.split(" ")
     message = refusal(capsys, here, "--out", "run", *argv)
-    assert argv[-2 if len(argv) > 1 else -1].split("=")[0].lstrip("-").split("-")[0] in message.replace("-", "") or argv[0] in message
+    assert any(part.split("=")[0] in message for part in argv if part.startswith("--") or part == "stray"), message
 
 
 def test_every_number_out_of_range(here, capsys):
@@ -268,8 +272,9 @@ def test_every_number_out_of_range(here, capsys):
     assert set(train.RANGES) == {f.name for f in dataclasses.fields(train.Config) if f.type in (int, float)}
 
 
-@pytest.mark.parametrize("out, said", [("sums.jsonl", "sums.jsonl: File exists"), ("sums.jsonl/run", "sums.jsonl/run: Not a directory"), ("", "--out ''"),
-                                       ("x" * 300, "File name too long"), ("a\0b", "--out 'a\\x00b'"), ("a\nb", "--out 'a\\nb'"), ("a\udcff", "--out 'a\\udcff'")])
+@pytest.mark.parametrize("out, said", [
+    ("sums.jsonl", "sums.jsonl: File exists"), ("sums.jsonl/run", "sums.jsonl/run: Not a directory"), ("", "--out ''"),
+    ("x" * 300, "File name too long"), ("a\0b", "--out 'a\\x00b'"), ("a\nb", "--out 'a\\nb'"), ("a\udcff", "--out 'a\\udcff'")])
 def test_an_output_folder_that_cannot_be_made(here, capsys, out, said):
     message = refusal(capsys, here, *TINY, "--out", out)
     assert said in message and (";" in message)
@@ -297,11 +302,14 @@ def test_what_shows_only_once_the_run_has_begun(here, capsys):
 # Whatever the command line: it runs, or one line says why not.
 
 RIGHT = {name: st.sampled_from(values) for name, values in train.CHOICES.items()}
-RIGHT |= {name: st.integers(low, high) if type(getattr(train.Config, name)) is int else st.floats(low, min(high, 1e9)) for name, (low, high) in train.RANGES.items()}
-RIGHT |= {"out": st.sampled_from(["run", "base", "a/b", "é 🌍"]), "init": st.sampled_from(["base", "base/checkpoint.pt"]), "device": st.sampled_from(["cpu", "auto", "cpu:0"]),
-          "demos": st.just("sums.jsonl"), "keep": st.just("sums.jsonl"), "task_order": st.sampled_from(["sums", "", "sums,"])}
-ODD = ["", " ", "\0", "\n", "a\nb", "\x1b[2J", "\ud800", "\udcff", "é🌍", "\u2028", "%s %(prog)s {0}", "nan", "-nan", "inf", "-inf", "1e999", "-1", "0", "1", "0.5", "1_0", "1e9",
-       "9" * 5000, "١", "-", "--", "-h", "--help", "--no-resume", "None", "sums.jsonl", "base", "none.jsonl", "sums.jsonl/x", "x" * 300, ".", "log.jsonl"]
+RIGHT |= {name: st.integers(low, high) if type(getattr(train.Config, name)) is int else st.floats(low, min(high, 1e9))
+          for name, (low, high) in train.RANGES.items()}
+RIGHT |= {"out": st.sampled_from(["run", "base", "a/b", "é 🌍"]), "init": st.sampled_from(["base", "base/checkpoint.pt"]),
+          "device": st.sampled_from(["cpu", "auto", "cpu:0"]), "demos": st.just("sums.jsonl"), "keep": st.just("sums.jsonl"),
+          "task_order": st.sampled_from(["sums", "", "sums,"])}
+ODD = ["", " ", "\0", "\n", "a\nb", "\x1b[2J", "\ud800", "\udcff", "é🌍", "\u2028", "%s %(prog)s", "nan", "-nan", "inf", "-inf", "1e999", "-1", "0",
+       "1", "0.5", "1_0", "1e9", "9" * 5000, "١", "-", "--", "-h", "--help", "--no-bf16", "None", "sums.jsonl", "base", "none.jsonl", "sums.jsonl/x",
+       "x" * 300, ".", "log.jsonl"]
 WILD = st.sampled_from(ODD) | st.text(st.characters(codec=None, exclude_characters="/"), max_size=6)       # no path that leaves the folder
 
 
@@ -313,9 +321,10 @@ def pair(name):
 
 PAIRS = st.sampled_from([f.name for f in dataclasses.fields(train.Config)]).flatmap(pair)
 FRAMES = st.sampled_from([[], [], ["--out", "run"], ["--out", "base", "--resume"], ["--init", "base", "--demos", "sums.jsonl", "--out", "run"]])
-STRAY = st.lists(WILD, max_size=1)
-ARGUMENTS = st.builds(lambda frame, pairs, stray: frame + sum(pairs, []) + stray, FRAMES, st.lists(PAIRS, max_size=4), st.one_of(st.just([]), st.just([]), STRAY))
-HAPPENS = st.sampled_from([None] * 12 + [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), data.BadInput("file.jsonl:7: no answer; write one"), MemoryError()])
+STRAY = st.one_of(st.just([]), st.just([]), st.lists(WILD, max_size=1))
+ARGUMENTS = st.builds(lambda frame, pairs, stray: frame + sum(pairs, []) + stray, FRAMES, st.lists(PAIRS, max_size=4), STRAY)
+STRIKES = [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), data.BadInput("file.jsonl:7: no answer; write one"), MemoryError()]
+HAPPENS = st.sampled_from([None] * 12 + STRIKES)
 
 
 def test_any_command_line_runs_or_is_refused_in_one_line(here, monkeypatch):
@@ -398,8 +407,8 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-class HalfWritten(io.StringIO):
-    """A file into which half of what it is given goes."""
+class Unwritable(io.StringIO):
+    """A file that can be made, and nothing written into it."""
 
     def __init__(self, path, *_, **__):
         super().__init__()
@@ -410,9 +419,9 @@ class HalfWritten(io.StringIO):
 
 
 FULL = {                          # where there is no space left: what is called there, at which call, what it does instead
-    "a checkpoint of pretraining": (os, "fsync", 2, no_space), "the base model": (os, "fsync", 3, no_space), "the first checkpoint": (os, "fsync", 4, no_space),
-    "a checkpoint of a task": (os, "fsync", 7, no_space), "the last checkpoint": (os, "fsync", 12, no_space), "the log": (train, "open", 9, no_space),
-    "the result": (evaluate, "open", 1, HalfWritten)}
+    "a checkpoint of pretraining": (os, "fsync", 2, no_space), "the base model": (os, "fsync", 3, no_space),
+    "the first checkpoint": (os, "fsync", 4, no_space), "a checkpoint of a task": (os, "fsync", 7, no_space),
+    "the last checkpoint": (os, "fsync", 12, no_space), "the log": (train, "open", 9, no_space), "the result": (evaluate, "open", 1, Unwritable)}
 
 
 @pytest.mark.parametrize("module, name, call, strike", FULL.values(), ids=FULL)
@@ -425,8 +434,8 @@ def test_no_space_left(here, monkeypatch, capsys, module, name, call, strike):
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
         train.main([*TINY, "--pretrain-steps", "12", "--out", "run"])
-    err = capsys.readouterr().err
-    assert e.value.code == 2 and err == "run: No space left on device; make room there, or choose another folder with --out; what was saved before is whole\n"
+    said = "run: No space left on device; make room there, or choose another folder with --out; what was saved before is whole\n"
+    assert e.value.code == 2 and capsys.readouterr().err == said
     monkeypatch.setattr(module, name, real, raising=False)
     assert not [path for path in tree(here) if path.endswith(".part")]
     evaluate.load_checkpoint("run")                        # what was saved before
@@ -474,7 +483,7 @@ def test_a_killed_process_resumed_equals_the_straight_run(here, monkeypatch, mom
 
 def test_tasks_from_files_resumed_equal_the_straight_run(here, monkeypatch):
     """New words keep the tokens that they were given: a process that resumes begins with a tokenizer that does not know them."""
-    options = ["--init", str(here / "base"), "--demos", str(here / "sums.jsonl"), "--steps", "6", "--save-every", "2", "--guard", "0", "--device", "cpu"]
+    options = f"--init {here}/base --demos {here}/sums.jsonl --steps 6 --save-every 2 --guard 0 --threads 1 --device cpu".split()
     for folder in ("straight", "killed"):
         os.mkdir(folder)
         monkeypatch.chdir(here / folder)
