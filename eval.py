@@ -11,9 +11,10 @@ import argparse
 import json
 import math
 import os
-import pickle
 import re
 import sys
+import warnings
+import zipfile
 
 import numpy as np
 import torch
@@ -93,8 +94,8 @@ ORDER = ["sft", "sft+self-replay", "sdft", "sdft+self-replay"]
 
 
 def fail(message):
-    """One clear line, exit status 2."""
-    print(message, file=sys.stderr)
+    """One clear line, exit status 2. What cannot be printed is escaped: a file's name may hold a line break."""
+    print("".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr)
     sys.exit(2)
 
 
@@ -106,10 +107,15 @@ def read_json(path):
 def write_json(path, value):
     """Written whole or not at all: a reader never sees half a file."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path + ".part", "w") as f:
-        json.dump(value, f, indent=1)
-        f.write("\n")
-    os.replace(path + ".part", path)
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        with open(part, "w") as f:
+            json.dump(value, f, indent=1)
+            f.write("\n")
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
 
 
 def read_runs(folder) -> dict:
@@ -212,15 +218,19 @@ def draw(runs: dict, path):
 
 def load_checkpoint(path) -> dict:
     """A checkpoint of train.py: tensors and plain values alone (weights_only: a file that would execute code is refused)."""
-    if not path.endswith(".pt"):
+    if not path.endswith(".pt") or os.path.isdir(path):
         path = os.path.join(path, "checkpoint.pt")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return state if {"settings", "student", "teacher"} <= state.keys() else fail(f"{path}: not a checkpoint of train.py")
+        with zipfile.ZipFile(path) as file:                # torch.load compares no checksums: a damaged weight would be just another weight
+            if file.testzip():
+                raise zipfile.BadZipFile
+        with warnings.catch_warnings(action="ignore"):     # the unpickler's, on what is refused anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        return state if {"settings", "student", "teacher"} <= state.keys() else fail(f"{path}: not a checkpoint of train.py; give one that it wrote")
     except FileNotFoundError:
         fail(f"{path}: no such checkpoint; make one with: python train.py --out {os.path.dirname(path) or '.'}")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError, KeyError, OSError) as e:
-        fail(f"{path}: not a checkpoint, or damaged ({type(e).__name__}); train again or restore the file")
+    except Exception as e:                                 # bytes that are no checkpoint raise whatever they happen to mean to the unpickler
+        fail(f"{path}: not a checkpoint, or damaged ({type(e).__name__}); restore it, or remove it and train again")
 
 
 def load_model(path, which="student") -> tuple[GPT, dict]:
@@ -231,9 +241,9 @@ def load_model(path, which="student") -> tuple[GPT, dict]:
         rows, width = state[which]["embed.weight"].shape
         model = GPT(GPTConfig(rows, state["settings"]["n_layer"], state["settings"]["n_head"], width))
         model.load_state_dict(state[which])
-        if rows < VOCAB_SIZE:
-            raise RuntimeError(f"{rows} words")
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, ZeroDivisionError):
+        if rows < VOCAB_SIZE or width % (2 * model.config.n_head):
+            raise ValueError(f"{rows} words, width {width}")
+    except Exception:                                      # settings and weights may be anything
         fail(f"{path}: a checkpoint of another architecture than model.py; train again, or use the version of this project that wrote it")
     return model.eval(), state
 
@@ -341,4 +351,5 @@ def main():
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")     # a terminal that does not know a character is no reason to stop
     main()

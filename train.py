@@ -20,10 +20,13 @@ import os
 import platform
 import random
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -231,7 +234,7 @@ def base_model(config, world, log, saved=None):
     path = base_path(config, world)
     if os.path.exists(path):
         log.say(f"base model: {path}, made before")
-        made = torch.load(path, map_location=config.device, weights_only=True)
+        made = load_checkpoint(path)
         model.load_state_dict(made["student"])
     else:
         log.say(f"base model: pretraining {sum(p.numel() for p in model.parameters()):,} parameters")
@@ -311,6 +314,11 @@ class Lessons:
 
 def world_lessons(config, world) -> Lessons:
     stream = world.market_stream(config.demonstrations) if config.stream == "market" else world.stream(config.tasks, config.demonstrations)
+    for task in stream:
+        prompts = Counter(e.prompt for e in task.train)
+        if len(task.train) - max(prompts.values()) < config.shown:
+            raise BadInput(f"--shown {config.shown}: the {len(task.train)} demonstrations of a task ({task.family}) have only {len(prompts)} "
+                           "different prompts; show fewer, or make more (--demonstrations)")
     if config.voice == "own":
         for example in (e for task in stream for e in task.train + task.test):
             example.demo = example.own
@@ -327,6 +335,7 @@ def file_lessons(config, words, world_seed) -> Lessons:
 
     `words` and `world_seed` are a checkpoint's; new words of the files get tokens, as long as there are names that the world has not given a meaning.
     """
+    take_names(words)                                      # what has a token is not new: a resumed run must not give it another
     context = GPTConfig.context // 2                       # half: the longest prompt of a batch may meet its longest answer
     tasks, kept = (read_tasks(list(paths), context, config.grader) for paths in (config.demos, config.keep))
     world = World(world_seed)
@@ -662,7 +671,7 @@ class Log:
         self.path, self.name, self.stop = os.path.join(config.out, "log.jsonl"), run_name(config), False
         os.makedirs(config.out, exist_ok=True)
         with open(self.path, "ab") as f:
-            f.truncate(at)                         # on resume: lines behind the checkpoint are written again
+            f.truncate(min(at, f.tell()))          # on resume: lines behind the checkpoint are written again
         self.start()
         if at == 0:
             self.write({"settings": dataclasses.asdict(config)} | provenance())
@@ -757,9 +766,14 @@ def parse(argv=None) -> Config:
         kind |= {"choices": CHOICES[f.name]} if f.name in CHOICES else {"metavar": f.type.__name__} if f.type not in (bool, tuple) else {}
         parser.add_argument("--" + f.name.replace("_", "-"), help=help, **kind)
     given = vars(parser.parse_args(argv))
+    for name in given:
+        if given[name] == []:                              # what argparse makes of --name=-- before Python 3.13
+            parser.error(f"argument {flag(name)}: expected one argument")
     config = Config(**PRESETS[given.get("preset", "")] | given)
     if config.resume:                                      # a run goes on with its own settings; the machine's may change
         began = began_with(config.out)
+        if not isinstance(began, dict) or began.keys() != {f.name for f in dataclasses.fields(Config)}:
+            parser.error(f"--resume: the run in {config.out} was begun by another version of this project; go on with that, or use another folder")
         for name in given.keys() - MACHINE:
             if given[name] != began[name]:
                 parser.error(f"{flag(name)} {given[name]}: the run in {config.out} began with {began[name]}; leave it out, or use another folder")
@@ -771,7 +785,7 @@ def parse(argv=None) -> Config:
 
     def only(condition, where, *names):
         for name in names:
-            if not condition and getattr(config, name) != getattr(Config, name):
+            if not condition and getattr(config, name) not in (getattr(Config, name), []):       # []: the () of a log
                 parser.error(f"{flag(name)} {getattr(config, name)} goes with {where}: leave it out, or add that")
 
     only(config.method == "sdft", "--method sdft", "alpha", "off_policy", "shown", "divergence", "beta", "ema_decay")
@@ -791,16 +805,19 @@ def parse(argv=None) -> Config:
         parser.error(f"--shown {config.shown}: a task has only {config.demonstrations} demonstrations (--demonstrations)")
     if config.n_embd % (2 * config.n_head):
         parser.error(f"--n-embd {config.n_embd}: must be a multiple of 2 * --n-head ({2 * config.n_head})")
-    if "\0" in config.out or not config.out:
-        parser.error(f"--out {config.out!r}: not the name of a folder")
+    if not config.out or not config.out.isprintable():
+        parser.error(f"--out {config.out!r}: not the name of a folder that can be printed")
     config.steps = config.steps or {"sdft": 150}.get(config.method, 300)
     config.strength = config.strength or TUNED[config.penalty]
     if config.device == "auto":
         config.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=config.device)
-    except (RuntimeError, AssertionError):
+        with warnings.catch_warnings(action="ignore"):
+            torch.zeros(1, device=config.device).item()    # "meta" has tensors, but nothing in them
+    except Exception:                                      # RuntimeError, AssertionError, ImportError: each device has its own
         parser.error(f"--device {config.device}: this machine or this build of torch has no such device; leave it out for the CPU")
+    if torch.device(config.device).type == "cpu":          # torch.load does not know cpu:0
+        config.device = "cpu"
     return config
 
 
@@ -816,7 +833,7 @@ def began_with(folder) -> dict:
             first = f.readline()
         try:
             return json.loads(first)["settings"]
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             pass                                           # it died while it wrote this line: there is nothing to resume
     return load_checkpoint(folder)["settings"]
 
@@ -842,6 +859,9 @@ def locked(folder):
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fail(f"{folder}: another run is at work in this folder; wait for it, or choose another with --out")
+        for name in os.listdir(folder):                    # half-written files of a process that was killed
+            if name.endswith(".part"):
+                os.remove(os.path.join(folder, name))
         yield
 
 
@@ -852,6 +872,8 @@ def start_from(config) -> dict:
         fail(f"--init {config.init}: its pretraining has not ended; go on with it first (--resume)")
     if os.path.realpath(config.init) in (os.path.realpath(config.out), os.path.realpath(os.path.join(config.out, "checkpoint.pt"))):
         fail(f"--out {config.out}: the new checkpoint would be written over the old one (--init); choose another folder")
+    if not all(weight.isfinite().all() for weight in state["student"].values()):
+        fail(f"--init {config.init}: some of its weights are not finite; start from a checkpoint before they were")
     for name in ("n_layer", "n_head"):
         setattr(config, name, state["settings"][name])
     config.vocab_size, config.n_embd = model.embed.weight.shape
@@ -871,6 +893,10 @@ def main(argv=None):
             passed_on = {"words": dict(start.get("words", {})), "world_seed": start.get("world_seed", start["settings"]["seed"])}
             lessons = file_lessons(config, **passed_on)
         with locked(config.out):
+            if not config.resume:                          # what an older run has left: after a kill, --resume would go on with that
+                for name in ("checkpoint.pt", "result.json"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.remove(os.path.join(config.out, name))
             if config.method == "base":
                 pretrain_only(config)
             else:
@@ -878,10 +904,15 @@ def main(argv=None):
     except BadInput as e:
         fail(str(e))
     except OSError as e:
-        fail(f"{e.filename or config.out}: {e.strerror or e}; what was saved before is whole")
+        fail(f"{e.filename or config.out}: {e.strerror or e}; make room there, or choose another folder with --out; what was saved before is whole")
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(e):       # the latter on a CPU
+            raise
+        fail("the model or its batch does not fit into memory; lower --n-embd, --n-layer, --vocab-size, --pretrain-docs or --batch-size")
     except KeyboardInterrupt:
         saved = os.path.exists(os.path.join(config.out, "checkpoint.pt"))
-        fail("\ninterrupted; " + (f"go on with: python train.py --out {config.out} --resume" if saved else "nothing was saved yet"))
+        print(file=sys.stderr)                             # behind the ^C of the terminal
+        fail("interrupted; " + (f"go on with: python train.py --out {shlex.quote(config.out)} --resume" if saved else "nothing was saved yet"))
 
 
 def pretrain_only(config):
@@ -896,4 +927,5 @@ def pretrain_only(config):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")     # a terminal that does not know a character is no reason to stop
     main()

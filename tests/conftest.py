@@ -11,6 +11,8 @@ sys.path.insert(0, ROOT)
 from data import VOCAB_SIZE, World, collate  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
+torch.set_num_threads(1)                                   # on tensors this small two threads wait for one another: minutes on a busy machine
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device")

@@ -78,7 +78,7 @@ def test_readme_tables_come_from_results(tmp_path):
     readme.write_text("before\n<!-- step -->\nold\n<!-- end -->\n<!-- claims -->\nold\n<!-- end -->\nafter\n")
     evaluate.write_readme(str(readme), str(tmp_path))
     text = readme.read_text()
-    assert "| **whole step** | 12.5 |" in text and "50.0 ± 1.0" in text and "old" not in text and text.startswith("before") and text.endswith("after\n")
+    assert "| **whole step** | 12.5 |" in text and "50.0 ± 1.0" in text and "\nold\n" not in text and text.startswith("before") and text.endswith("after\n")
 
 
 def test_a_folder_of_runs_at_work(tmp_path, capsys, monkeypatch):
