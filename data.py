@@ -199,6 +199,10 @@ class Task:
     train: list[Example] = field(default_factory=list)
     test: list[Example] = field(default_factory=list)
 
+    def names(self) -> set[str]:
+        """The names that it gives a meaning, or another one."""
+        return {word for key, meaning in self.items.items() for word in (*([key] if isinstance(key, str) else key), meaning)} & NAME_SET
+
 
 class World:
     """Which name means what. `seed` draws the primitives, the meaning of the base names, and which names stay free.

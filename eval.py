@@ -265,7 +265,7 @@ def word(token) -> str:
 def show_teacher(path, n=3):
     """The method in a terminal: both prompts, the student's sample, and what student and teacher thought of each of its tokens."""
     student, state = load_model(path)
-    settings = state["settings"]
+    settings = state["settings"] | {"seed": state.get("world_seed", state["settings"]["seed"])}
     teacher, _ = load_model(path, "teacher")
     tasks = World(settings["seed"]).stream(settings["tasks"] + n)[settings["tasks"] :]         # tasks that it has not been taught yet
     for task in tasks:

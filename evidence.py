@@ -7,15 +7,18 @@
 A run is a folder out/evidence/<experiment>/<seed>/<name>. What the runs found goes to results/runs.json, one line each.
 """
 import argparse
+import dataclasses
 import glob
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from eval import draw, read_json, read_runs
+from eval import draw, fail, load_checkpoint, read_json, read_runs
+from train import parse
 
 HEADLINE, ABLATION, TUNING = range(6), range(3), [100]      # seeds of base model, world and stream; nothing tuned is reported on its own seed
 RATES = [(0.001, 10), (0.001, 30), (0.001, 100), (0.01, 30)]           # (lr, embed_lr)
@@ -44,7 +47,7 @@ EXPERIMENTS = {
         "sdft+self-replay where needed": "--penalty self-replay --when needed --tasks 20"}),
     "market": (HEADLINE, {"sft": "--method sft --stream market", "sdft": "--stream market"}),
     "baselines": (HEADLINE, {
-        **{f"sft+replay {share:.0%}": f"--method sft --penalty replay --strength {share}" for share in (0.01, 0.05, 0.1)},
+        **{f"sft+replay {share:.0%}": f"--method sft --penalty replay --strength {share} --lr 0.01" for share in (0.01, 0.05, 0.1)},
         **{f"sft+{penalty}": f"--method sft --penalty {penalty}" for penalty in STRENGTHS},
         "off-policy": "--off-policy",
         "joint": "--method joint"}),
@@ -64,7 +67,7 @@ EXPERIMENTS = {
                             for method in ("sft", "sdft") for lr, embed, f0 in ((0.001, 30, 0.001), (0.0001, 100, 0.0001))}),
     "demonstrations": (ABLATION, {f"{method} {n}": f"--method {method} --demonstrations {n} --tasks 5"
                                   for n in (16, 32, 64, 128, 256, 512) for method in ("sft", "sdft")}),
-    "alpha": (ABLATION, {f"alpha {a / 10:g}": f"--alpha {a / 10}" for a in range(1, 11)}),
+    "alpha": (ABLATION, {f"alpha {a / 10:g}": f"--alpha {a / 10}" for a in range(1, 10)} | {"alpha 1": "--alpha 1 --steps 300"}),     # SFT's steps
     "sizes": (ABLATION, {f"{method} {size}": f"--method {method} --tasks 5 {options}" for size, options in SIZES.items() for method in ("sft", "sdft")}),
 }
 PICTURE = ["sft", "sdft", "sdft+self-replay"]               # the runs in the README's first picture
@@ -79,9 +82,17 @@ def plan(names, quick, seeds=None) -> list:
 
 
 def run(folder, seed, options) -> bool:
-    """One run, in a process of its own with one thread: two of them side by side are faster than one with two. False: it was done."""
-    if os.path.exists(os.path.join(folder, "result.json")):
-        return False
+    """One run, in a process of its own with one thread: two of them side by side are faster than one with two. False: it was done.
+
+    A result, or a checkpoint, of other options than these is of an older plan, and made again.
+    """
+    wanted = settings(options.format(seed=seed), seed)
+    for name in ("result.json", "checkpoint.pt"):
+        path = os.path.join(folder, name)
+        if os.path.exists(path) and (read_json(path) if name == "result.json" else load_checkpoint(path))["settings"] | MACHINE != wanted | MACHINE:
+            shutil.rmtree(folder)
+        elif os.path.exists(path) and name == "result.json":
+            return False
     os.makedirs(folder, exist_ok=True)
     resume = ["--resume"] if os.path.exists(os.path.join(folder, "checkpoint.pt")) else [*options.format(seed=seed).split(), "--seed", str(seed)]
     with open(os.path.join(folder, "output.txt"), "a") as output:
@@ -89,6 +100,14 @@ def run(folder, seed, options) -> bool:
     if done.returncode:
         print(f"{folder}: exit status {done.returncode}, see output.txt in it; the others go on", file=sys.stderr, flush=True)
     return True
+
+
+MACHINE = {"out": "", "resume": False, "threads": 0}        # settings that do not tell one run from another
+
+
+def settings(options, seed) -> dict:
+    """The settings of a run with these options, as its result has them (JSON has no tuples, and --demos takes the model of --init)."""
+    return json.loads(json.dumps(dataclasses.asdict(parse([*options.split(), "--seed", str(seed)]))))
 
 
 def architecture(options) -> str:
@@ -108,8 +127,9 @@ def digest(result) -> dict:
     return short({k: result[k] for k in kept} | {"base_by_kind": [result["base_by_kind"][0], result["base_by_kind"][-1]]})
 
 
-def gather(root, path):
-    """results/runs.json: what all finished runs under `root` found; rows of runs that are not here any more stay."""
+def gather(root, results):
+    """results/runs.json: what all finished runs under `root` found; rows of runs that are not here any more stay. And the first picture."""
+    path = os.path.join(results, "runs.json")
     rows = {(r["experiment"], r["seed"], r["name"]): r for r in (read_json(path)["runs"] if os.path.exists(path) else [])}
     about = {}
     for experiment, (seeds, options) in EXPERIMENTS.items():
@@ -120,11 +140,16 @@ def gather(root, path):
                 rows[key] = {"experiment": experiment, "seed": key[1], "name": key[2], **digest(result)}
                 about = {k: result[k] for k in ("versions", "machine")}
     order = [(e, seed, name) for e, (seeds, options) in EXPERIMENTS.items() for seed in seeds for name in options]
+    if not rows:
+        return
     about = about or {k: read_json(path)[k] for k in ("versions", "machine")}
     lines = ",\n".join(json.dumps(rows[key]) for key in order if key in rows)
     with open(path + ".part", "w") as f:
         f.write(json.dumps({"command": "python evidence.py", **about})[:-1] + f', "runs": [\n{lines}\n]}}\n')
     os.replace(path + ".part", path)
+    folder = os.path.join(root, "twenty", "0")
+    if all(os.path.exists(os.path.join(folder, name, "result.json")) for name in PICTURE):
+        draw({name: run for name, run in read_runs(folder).items() if name in PICTURE}, os.path.join(results, "forgetting.png"))
 
 
 def main():
@@ -139,10 +164,10 @@ def main():
     # Base models first: two runs must not make the same one twice.
     bases = list(dict.fromkeys((seed, architecture(options)) for _, seed, _, options in todo))
     jobs = [(os.path.join(root, "base", f"{seed} {kind}".strip()), seed, f"--method base {kind}") for seed, kind in bases]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda job: None if os.path.exists(os.path.join(job[0], "checkpoint.pt")) else run(*job), jobs))
-    began, spent, finished = time.perf_counter(), 0.0, 0
-    with ThreadPoolExecutor(args.jobs) as pool:
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
+        list(pool.map(lambda job: run(*job), jobs))
+        began, spent, finished = time.perf_counter(), 0.0, 0
         futures = {pool.submit(run, os.path.join(root, e, str(seed), name), seed, options): (e, seed, name) for e, seed, name, options in todo}
         for future in as_completed(futures):
             finished += 1
@@ -150,10 +175,10 @@ def main():
             left = (time.perf_counter() - began) / max(1, spent) * (len(todo) - finished)
             print(f"{finished}/{len(todo)} {' '.join(map(str, futures[future]))} | about {left / 60:.0f} min left", flush=True)
             if not args.quick:
-                gather(root, os.path.join("results", "runs.json"))
-    folder = os.path.join(root, "twenty", "0")
-    if not args.quick and all(os.path.exists(os.path.join(folder, name, "result.json")) for name in PICTURE):
-        draw({name: run for name, run in read_runs(folder).items() if name in PICTURE}, os.path.join("results", "forgetting.png"))
+                gather(root, "results")
+    except KeyboardInterrupt:                              # the runs at work have saved themselves; those that wait must not begin
+        pool.shutdown(wait=True, cancel_futures=True)
+        fail("stopped; what is done stays, and the same command goes on")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ import torch.fx.experimental._config
 import torch.nn.functional as F
 
 import sdft
-from data import (ANSWER, END, PROMPT, REAL_WORDS, VOCAB_SIZE, BadInput, Example, World, collate, decode, earned, grade, in_own_voice, new_words,
+from data import (ANSWER, END, PROMPT, PROMPT_WEIGHT, REAL_WORDS, VOCAB_SIZE, BadInput, Example, World, collate, decode, earned, grade, in_own_voice, new_words,
                   pack, pad, read_tasks, split_holdout, take_names, text_example)
 from eval import GATES, accuracy, answers, continual_metrics, fail, load_checkpoint, load_model, room, well_formed, write_json
 from model import GPT, GPTConfig
@@ -59,8 +59,8 @@ class Config:
     alpha: float = option(0.0, "share of the supervised loss in sdft: alpha * SFT + (1 - alpha) * distillation")
     penalty: str = option("none", "what holds the student: replay (of stored demonstrations), self-replay (of prompts that it dreams), lwf (its old answers "
                           "to the new prompts), l2 or ewc (its old weights)")
-    strength: float = option(0.0, "weight of the penalty; of replay, the share of past demonstrations that is stored; 0: as tuned")
-    when: str = option("always", "penalise always, or where needed: in a task before which more than 1 % was forgotten")
+    strength: float = option(0.0, "weight of the penalty; of replay, the share of past demonstrations that is stored; 0: the default of each")
+    when: str = option("always", "penalise always, or where needed: in a task before which more than 1 % was forgotten of what is tested")
     # what is taught
     stream: str = option("mixed", "mixed (all families) or market (regimes from a calm market to a crash, graded by return)")
     tasks: int = option(10, "length of the mixed stream")
@@ -219,7 +219,7 @@ def base_path(config, world):
     """Where the base model of these settings is kept: the name holds a hash of all that makes it, documents and code included."""
     settings = {f: getattr(config, f) for f in ("seed", "n_layer", "n_head", "n_embd", "vocab_size", "pretrain_steps", "pretrain_docs", "dropout", "bf16")}
     rng = random.Random("what the documents look like")
-    made_by = [settings, [world.document(rng) for _ in range(256)], *map(inspect.getsource, (inspect.getmodule(GPT), Muon, pretrain))]
+    made_by = [settings, [world.document(rng) for _ in range(256)], PROMPT_WEIGHT, *map(inspect.getsource, (inspect.getmodule(GPT), Muon, pretrain, pack, gates))]
     return os.path.join("out", f"base-{config.seed}-{hashlib.sha256(repr(made_by).encode()).hexdigest()[:12]}.pt")
 
 
@@ -330,16 +330,16 @@ def world_lessons(config, world) -> Lessons:
     return Lessons(stream, base, [e.kind for e in base], [world.fresh_example(rng) for _ in range(128)], neighbours)
 
 
-def file_lessons(config, words, world_seed) -> Lessons:
+def file_lessons(config, words, world_seed, taught) -> Lessons:
     """The tasks of --demos, in their order or that of --task-order. What the model can do already: the world's base skills, and --keep.
 
-    `words` and `world_seed` are a checkpoint's; new words of the files get tokens, as long as there are names that the world has not given a meaning.
+    `words`, `world_seed` and `taught` are a checkpoint's; new words of the files get tokens, as long as there are names without a meaning.
     """
     take_names(words)                                      # what has a token is not new: a resumed run must not give it another
     context = GPTConfig.context // 2                       # half: the longest prompt of a batch may meet its longest answer
     tasks, kept = (read_tasks(list(paths), context, config.grader) for paths in (config.demos, config.keep))
     world = World(world_seed)
-    spare = [name for name in world.free if name not in words.values()]
+    spare = [name for name in world.free if name not in words.values() and name not in taught]
     words.update(zip(new_words(tasks + kept), spare))
     take_names(words)
     world.free = [name for name in world.free if name not in words.values()]
@@ -404,7 +404,7 @@ def shown_accuracy(teacher, batch, examples) -> float:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Penalties: a second loss that holds the student to what it could do before. `remember` is what a penalty keeps, made anew as a task
-# begins; `penalty_loss` is the loss of one step. None of them stores data, but for replay.
+# begins; `penalty_loss` is the loss of one step. None of them stores data, but for replay; `--when needed` takes tests of past tasks.
 
 
 def remember(config, model, stream, task, memory):
@@ -518,6 +518,7 @@ def learn(config, lessons=None, start=None, **passed_on):
     """
     world = World(config.seed)
     lessons = lessons or world_lessons(config, world)
+    passed_on = passed_on or {"taught": sorted(set().union(*(task.names() for task in lessons.stream)))}
     stream, lessons_hash = lessons.stream, fingerprint(lessons)
     path = os.path.join(config.out, "checkpoint.pt")
     saved = load_checkpoint(path) if config.resume and os.path.exists(path) else None
@@ -652,7 +653,7 @@ def others(example, train, k, rng) -> list:
 
 
 def sample(model, prompt, length, n_new, end=END):
-    """Everything that training generates is generated here, and counted."""
+    """Everything that the loss needs is generated here, and counted; what the looks at the teacher and the tests generate is not."""
     response, mask = model.generate(prompt, length, n_new, end)
     sample.tokens += int(mask.sum())
     return response, mask
@@ -750,7 +751,7 @@ def provenance() -> dict:
 CHOICES = {"method": ["base", "sft", "joint", "sdft"], "penalty": ["none", "replay", "self-replay", "lwf", "l2", "ewc"], "when": ["always", "needed"],
            "stream": ["mixed", "market"], "divergence": ["forward", "reverse", "jsd"], "preset": ["gpu"], "voice": ["expert", "own"],
            "grader": ["exact", "contains", "last-line"]}
-TUNED = {"none": 0.0, "replay": 0.05, "self-replay": 1.0, "lwf": 0.1, "l2": 1e-3, "ewc": 10.0}       # the strength of each penalty
+STRENGTH = {"none": 0.0, "replay": 0.05, "self-replay": 1.0, "lwf": 0.1, "l2": 1e-3, "ewc": 10.0}       # the strength of each penalty
 MACHINE = {"resume", "out", "device", "threads", "save_every"}                                       # what a resumed run may change
 
 
@@ -808,7 +809,7 @@ def parse(argv=None) -> Config:
     if not config.out or not config.out.isprintable():
         parser.error(f"--out {config.out!r}: not the name of a folder that can be printed")
     config.steps = config.steps or {"sdft": 150}.get(config.method, 300)
-    config.strength = config.strength or TUNED[config.penalty]
+    config.strength = config.strength or STRENGTH[config.penalty]
     if config.device == "auto":
         config.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -890,7 +891,8 @@ def main(argv=None):
         start = load_checkpoint(path) if config.resume and os.path.exists(path) else start_from(config) if config.init else None
         passed_on, lessons = {}, None
         if config.demos:
-            passed_on = {"words": dict(start.get("words", {})), "world_seed": start.get("world_seed", start["settings"]["seed"])}
+            passed_on = {"words": dict(start.get("words", {})), "world_seed": start.get("world_seed", start["settings"]["seed"]),
+                         "taught": start.get("taught", [])}
             lessons = file_lessons(config, **passed_on)
         with locked(config.out):
             if not config.resume:                          # what an older run has left: after a kill, --resume would go on with that

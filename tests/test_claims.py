@@ -77,7 +77,7 @@ CASES = {
     claims.live_teacher: ({"ema/ema 0": {"base": 0.9}}, {"ema/ema 0": GOOD}),
     claims.forward_divergence: ({"variants/jsd": {"learned": 0.975}}, {"variants/jsd": {"learned": 0.98}}),
     claims.same_prompt: ({"variants/sdft 4 others shown": {"learned": 0.975}}, {"variants/sdft 4 others shown": {"learned": 0.99}}),
-    claims.own_voice: ({"variants/sft own voice": {"base": 0.9}}, {"variants/sft own voice": SFT | {"base": 0.3}}),
+    claims.own_voice: ({"variants/sft own voice": {"base": [1.0, 0.99, 0.94]}}, {"variants/sft own voice": SFT | {"base": 0.3}}),
     claims.on_policy: ({"baselines/off-policy": {"base": 0.99}}, {"baselines/off-policy": GOOD}),
     claims.rare_rows: ({"variants/sdft all rows alike": {"learned": 0.98}}, {"variants/sdft all rows alike": GOOD}),
     claims.answer_only: ({"twenty/sft": {"two": 0.7}}, {"twenty/sdft": {"two": 0.2}}),
@@ -86,7 +86,7 @@ CASES = {
                         {"sizes/sft 3.7M": {"base": 0.99}, "sizes/sft 0.8M": {"base": 0.99}}),
     claims.drift_predicts: (all_of("demonstrations", drift=0.1) | all_of("alpha", drift=0.05),
                             all_of("demonstrations", drift=1) | all_of("twenty", drift=0.001) | all_of("sizes", drift=0.002)),
-    claims.families: ({"twenty/sdft": {"neighbours": 0.5}}, {"twenty/sdft": {"learned": 0.9, "final": 0.3}}),
+    claims.families: ({"twenty/sdft": {"neighbours": [1.0, 1.0, 0.9]}}, {"twenty/sdft": {"learned": 0.9, "final": 0.3}}),
     claims.market: ({"market/sft": {"final": 0.965}}, {"market/sft": {"final": 0.99}}),
     claims.where_needed: ({"twenty/sdft+self-replay where needed": {"seconds": [70, 80, 149]}},
                           {"twenty/sdft+self-replay where needed": {"base": 0.9}}),
@@ -273,7 +273,7 @@ def test_tables():
     lines = claims.baselines_text(rows).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| sft", "| sft+replay 5%", "| off-policy", "| joint", "| sdft", "| sdft+self-replay"]
     assert lines[2] == "| sft | 90.0 ± 0.0 | 45.0 ± 0.0 | 50.0 ± 0.0 | 65.0 ± 0.0 | 65.0 ± 0.0 | 1,000 ± 0 | 70 ± 0 | 50 ± 0 | 3 |"
-    assert lines[3].endswith("| 80.0 ± 0.0 | 80.0 ± 0.0 | 1,000 ± 0 | 7 ± 0 | 100 ± 0 | 2 |")
+    assert lines[3].endswith("| 80.0 ± 0.0 | 80.0 ± 0.0 | 1,000 ± 0 | 70 ± 0 | 100 ± 0 | 2 |")
     lines = claims.ablation_text(runs(seeds=range(6)), "ema").splitlines()
     assert len(lines) == 5 and all(line.endswith("| 3 |") for line in lines[2:])              # the default beside it, on the same seeds
     assert claims.ablation_text(runs(seeds=[0]), "market").splitlines()[2].startswith("| sft | 90.0 | 66.0 | 30.0 | 66.7 |")    # one seed
@@ -318,7 +318,7 @@ def test_command_copes_with_almost_nothing(tmp_path, monkeypatch):
     run_main(tmp_path, [row("twenty", 0, "sdft", 20)], monkeypatch)
     assert sorted(p.stem for p in tmp_path.glob("*.png")) == ["drift", "length", "pareto"]
     texts = [text(json.loads((tmp_path / f"{source}.json").read_text())) for source, text in claims.BLOCKS.values()]
-    assert all(text.startswith("| ") for text in texts)
+    assert all("| " in text for text in texts)
 
 
 def test_no_pictures_without_matplotlib(tmp_path, monkeypatch, capsys):

@@ -105,6 +105,7 @@ def test_train_and_held_out_parts_share_no_prompt_and_no_name_is_used_twice(worl
     for task in stream:
         assert len(task.train) == 256 and len(task.test) == 64
         assert not {e.prompt for e in task.train} & {e.prompt for e in task.test}
+    assert len(set().union(*(task.names() for task in stream))) == sum(len(task.names()) for task in stream) > 150
     names = [n if isinstance(n, str) else n[0] for task in stream for n in {k if isinstance(k, str) else k[0]: 0 for k in task.items}]
     assert len(names) == len(set(names))
     assert {task.family for task in stream} == {"manipulation", "decision", "facts", "update", "concept"}

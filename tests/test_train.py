@@ -374,3 +374,17 @@ def test_every_divergence_and_teacher_runs(here, divergence, decay):
     same = {0.0: state["student"], 1.0: base}.get(decay)                                    # a live teacher, a frozen one
     assert same is None or all(torch.equal(v, state["teacher"][k]) for k, v in same.items())
     assert not math.isnan(result["learning_accuracy"])
+
+
+def test_new_words_take_no_name_that_has_a_meaning(here, tmp_path):
+    """Neither one of the base world nor one that the run to start from was taught; and a second update keeps the words of the first."""
+    run("--out", "taught")
+    for n, words in enumerate(("janvier février mars avril", "lundi mardi mercredi janvier"), 1):
+        (tmp_path / f"{n}.jsonl").write_text("".join(f'{{"prompt": "say {w}", "response": "January"}}\n' for w in words.split()))
+        train.main(["--init", "taught" if n == 1 else "update1", "--demos", f"{n}.jsonl", "--out", f"update{n}", "--steps", "2", "--guard", "0", "--device", "cpu"])
+    first, second = (torch.load(f"update{n}/checkpoint.pt", weights_only=True)["words"] for n in (1, 2))
+    world = data.World(0)
+    taught = set().union(*(task.names() for task in world.stream(2)))
+    assert list(first) == "janvier février mars avril".split() and second.items() >= first.items() and len(second) == 7
+    assert set(second.values()) <= set(world.free) - taught and len(set(second.values())) == 7
+    data.take_names({})
