@@ -64,7 +64,8 @@ EXPERIMENTS = {
         "sdft lr 0.0001": "--lr 0.0001 --tasks 20"}),
     "ema": (ABLATION, {f"ema {decay:g}": f"--ema-decay {decay}" for decay in (0, 0.9, 0.95, 0.99, 0.995, 1)}),
     "calendar": (ABLATION, {f"{method} lr {lr:g} embed {embed} f0 {f0:g}": f"--method {method} {CALENDAR} --lr {lr} --embed-lr {embed} --f0 {f0}"
-                            for method in ("sft", "sdft") for lr, embed, f0 in ((0.001, 30, 0.001), (0.0001, 100, 0.0001))}),
+                            for method in ("sft", "sdft") for lr, embed, f0 in ((0.001, 30, 0.001), (0.0001, 100, 0.0001))}
+                 | {"sdft frozen teacher": f"{CALENDAR} --lr 0.0001 --embed-lr 100 --f0 0.0001 --ema-decay 1"}),
     "demonstrations": (ABLATION, {f"{method} {n}": f"--method {method} --demonstrations {n} --tasks 5"
                                   for n in (16, 32, 64, 128, 256, 512) for method in ("sft", "sdft")}),
     "alpha": (ABLATION, {f"alpha {a / 10:g}": f"--alpha {a / 10}" for a in range(1, 10)} | {"alpha 1": "--alpha 1 --steps 300"}),     # SFT's steps
