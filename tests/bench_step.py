@@ -4,7 +4,8 @@
     python tests/bench_step.py --trl-python OTHER_VENV/bin/python      alternately with TRL (pip install torch==2.13.0 trl transformers there)
 
 The work: 64 prompts of 8 tokens, demonstration prompts of 29, 12 new tokens each, 512 words, 3 layers of width 128, fp32, and no end
-token, so that every answer has its full length. Writes results/step_<machine>.json.
+token, so that every answer has its full length. Each runs as it comes: ours with the matrix products that train.py chooses, TRL with torch's
+choice. Writes results/step_<machine>.json.
 """
 import argparse
 import copy
@@ -27,7 +28,9 @@ def ours(steps):
     import sdft
     from data import Batch
     from model import GPT, GPTConfig
+    from train import Config, choose_matmul
 
+    choose_matmul(Config(device="cpu"))                     # as train.py does
     torch.manual_seed(0)
     student = GPT(GPTConfig(V, L, H, D))
     torch.nn.init.normal_(student.head.weight, std=0.02)
