@@ -191,11 +191,13 @@ def draw(runs: dict, path):
     for i, (ax, (name, run)) in enumerate(zip(np.atleast_1d(top.subplots(1, len(runs))), runs.items())):
         R = np.array(run["R"], dtype=float)
         T = R.shape[1]
-        ax.imshow(np.ma.masked_invalid(R), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        image = ax.imshow(np.ma.masked_invalid(R), vmin=0, vmax=1, cmap="viridis", aspect="auto")
         for j in range(T):
             ax.add_patch(plt.Rectangle((j - 0.5, j + 0.5), 1, 1, fill=False, edgecolor="white", linewidth=1.5))
         ax.set(title=name, xlabel="accuracy on task", ylabel="after task (0: base model)" if i == 0 else "")
-        ax.set(xticks=range(0, T, 2), xticklabels=range(1, T + 1, 2))
+        every = max(1, T // 5)
+        ax.set(xticks=range(0, T, every), xticklabels=range(1, T + 1, every), yticks=range(0, T + 1, every))
+    top.colorbar(image, ax=top.axes, label="accuracy", fraction=0.02)
     left, right = bottom.subplots(1, 2)
     for name, run in runs.items():
         R = np.array(run["R"], dtype=float)
@@ -203,7 +205,7 @@ def draw(runs: dict, path):
         (line,) = left.plot(range(1, len(R)), seen, marker="o", markersize=3, label=f"{name}: tasks seen")
         left.plot(range(len(R)), run["base_accuracy"], linestyle="--", color=line.get_color(), label=f"{name}: base skills")
         right.plot(*zip(*run["teacher_curve"]), color=line.get_color(), label=name)
-    left.set(title="what is left", xlabel="tasks learned", ylabel="accuracy", ylim=(-0.02, 1.02))
+    left.set(title="what is left", xlabel="tasks learned", xticks=range(0, T + 1, every), ylabel="accuracy", ylim=(-0.02, 1.02))
     right.set(title="the teacher: accuracy on the demonstrations it is shown", xlabel="step of the stream", ylim=(-0.02, 1.02))
     for ax in (left, right):
         ax.legend(fontsize=7, loc="lower left")
