@@ -1,7 +1,7 @@
 """Measure: accuracy of a model, the metrics of continual learning, tables and pictures made from runs on disk.
 
     python eval.py out/demo                                         the table of the runs in a folder; their pictures drawn again
-    python eval.py --ask out/demo/sdft "kute: c a d b"              what a trained model answers
+    python eval.py --ask out/demo/sdft "tanu: c a d b"              what a trained model answers
     python eval.py --show-teacher out/demo/sdft                     what student and teacher see, sample and believe, token by token
     python eval.py --readme                                         write the tables of results/ into README.md
 

@@ -10,7 +10,7 @@ Differences from the paper (P) and from the official code (C), all of them:
  3. No token at the start of a response is skipped (C: 3). Answers here are short, and their first tokens carry the signal.
  4. `alpha` mixes in the supervised loss on the demonstration (P and C: 0). At alpha = 1 nothing is sampled: that is SFT.
  5. The teacher is watched: how often it answers a demonstration rightly is measured, and a guard rolls back when that falls.
- 6. `penalty` adds a loss of one's own; train.py uses it for self-replay.
+ 6. `penalty` adds a loss of one's own; train.py uses it for self-replay and for the baselines.
 
 Shapes: B batch, P prompt, R response, V vocabulary, D width, N tokens.
 """
