@@ -347,7 +347,8 @@ def main():
         if runs:
             print(table(summary(runs)["methods"]))
             write_json(os.path.join(args.folder, "summary.json"), summary(runs))
-            draw(runs, os.path.join(args.folder, "forgetting.png"))
+            draw(runs, picture := os.path.join(args.folder, "forgetting.png"))
+            print(f"in percent; wrote {picture}" if os.path.exists(picture) else "in percent")
     else:
         parser.error("nothing to do: name a folder of runs, or one of the options")
 

@@ -35,8 +35,8 @@ import torch.fx.experimental._config
 import torch.nn.functional as F
 
 import sdft
-from data import (ANSWER, END, PROMPT, PROMPT_WEIGHT, REAL_WORDS, VOCAB_SIZE, BadInput, Example, World, collate, decode, earned, grade, in_own_voice, new_words,
-                  pack, pad, read_tasks, split_holdout, take_names, text_example)
+from data import (ANSWER, END, GRADERS, PROMPT, PROMPT_WEIGHT, REAL_WORDS, VOCAB_SIZE, BadInput, Example, World, collate, decode, earned, grade,
+                  in_own_voice, new_words, pack, pad, read_tasks, split_holdout, take_names, text_example)
 from eval import GATES, accuracy, answers, continual_metrics, fail, load_checkpoint, load_model, room, well_formed, write_json
 from model import GPT, GPTConfig
 
@@ -374,7 +374,7 @@ class Probe:
         done["R"].append([accuracy(student, t.test, score=self.score) if j <= task else float("nan") for j, t in enumerate(has.stream)])    # seen, and the next
         done["base_accuracy"].append(mean(right))
         done["base_by_kind"].append({k: mean(right[kinds == k]) for k in dict.fromkeys(has.kinds)})
-        done["voice"].append(mean([in_own_voice(a) for a in said]))
+        done["voice"].append(mean([in_own_voice(a) for e, a in zip(has.base, said) if e.kind not in GRADERS]))      # a file's answers have no voice
         done["teacher_accuracy"].append(accuracy(student, has.shown, shown=True))
         done["neighbours"].append(accuracy(student, has.neighbours))
         done["drift_base"].append(drift(self.reference, student, has.base[:64]))
@@ -644,7 +644,8 @@ def changes(result) -> str:
     R, kinds = result["R"], result["base_by_kind"]
     rows = [(f"new: {name}", R[j][j], R[j + 1][j], R[-1][j]) for j, name in enumerate(result["families"])]
     rows += [(f"kept: {name}", kinds[0][name], float("nan"), kinds[-1][name]) for name in kinds[0]]
-    return "\n".join([f"{'task':32s} {'before':>8s} {'learned':>8s} {'now':>8s}"] + [f"{name:32.32s} {a:8.2f} {b:8.2f} {c:8.2f}" for name, a, b, c in rows])
+    header = f"{'task':32s} {'before':>8s} {'learned':>8s} {'now':>8s}"
+    return "\n".join([header, *(f"{name:32.32s} {a:8.2f} {b:8.2f} {c:8.2f}".replace("nan", "  –") for name, a, b, c in rows)])
 
 
 def others(example, train, k, rng) -> list:

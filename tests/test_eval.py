@@ -58,7 +58,7 @@ def test_table_summary_and_picture_from_disk(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["eval.py", str(tmp_path)])
     evaluate.main()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| sft", "| sdft", "| other"]
+    assert [line.split(" | ")[0] for line in lines[2:-1]] == ["| sft", "| sdft", "| other"] and lines[-1] == f"in percent; wrote {tmp_path}/forgetting.png"
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary["methods"]) == {"sft", "sdft", "other"} and summary["methods"]["sft"]["forgetting"] == pytest.approx(0.45)
     assert (tmp_path / "forgetting.png").read_bytes()[:4] == b"\x89PNG"
