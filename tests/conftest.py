@@ -37,3 +37,18 @@ def world():
 def batch(world):
     """Eight examples of three families, so that prompts and answers have several lengths."""
     return collate([task.train[i] for task in world.stream(4, 8, 8) for i in range(2)])
+
+
+def small_probes(patch):
+    """`patch` is monkeypatch.setattr: runs are measured on a few examples, which takes most of the time of a tiny run."""
+    import train
+
+    lessons = train.world_lessons
+
+    def few(*args):
+        has = lessons(*args)
+        for task in has.stream:
+            task.test = task.test[:4]
+        return train.Lessons(has.stream, has.base[:8], has.kinds[:8], has.shown[:8], has.neighbours[:8])
+
+    patch(train, "world_lessons", few)

@@ -29,22 +29,14 @@ import eval as evaluate
 import kills
 import sdft
 import train
-from conftest import ROOT
+from conftest import ROOT, small_probes
 from test_files import GOOD, line, write
 from test_train import TINY, raise_after
 
 
 def small(patch):
     """Probes of a few examples and no gates: what is measured is of no interest here, and takes most of the time of a tiny run."""
-    lessons = train.world_lessons
-
-    def few(*args):
-        has = lessons(*args)
-        for task in has.stream:
-            task.test = task.test[:4]
-        return train.Lessons(has.stream, has.base[:8], has.kinds[:8], has.shown[:8], has.neighbours[:8])
-
-    patch(train, "world_lessons", few)
+    small_probes(patch)
     patch(train, "gates", lambda model, world: {name: 0.0 for name in train.GATES})
 
 

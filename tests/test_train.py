@@ -13,7 +13,7 @@ import torch
 import data
 import sdft
 import train
-from conftest import ROOT, random_gpt
+from conftest import ROOT, random_gpt, small_probes
 from data import ANSWER, END, PROMPT, VOCAB_SIZE
 
 TINY = ["--pretrain-steps", "2", "--pretrain-docs", "8", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--tasks", "2", "--steps", "4", "--batch-size", "8",
@@ -24,15 +24,7 @@ TINY = ["--pretrain-steps", "2", "--pretrain-docs", "8", "--n-layer", "1", "--n-
 def here(tmp_path, monkeypatch):
     """An empty folder of one's own: caches and runs stay out of the checkout. The probes are made small."""
     monkeypatch.chdir(tmp_path)
-    lessons = train.world_lessons
-
-    def small(*args):
-        has = lessons(*args)
-        for task in has.stream:
-            task.test = task.test[:4]
-        return train.Lessons(has.stream, has.base[:8], has.kinds[:8], has.shown[:8], has.neighbours[:8])
-
-    monkeypatch.setattr(train, "world_lessons", small)
+    small_probes(monkeypatch.setattr)
     monkeypatch.setattr(train, "FISHER", 4)
     monkeypatch.setattr(train, "gates", lambda model, world: {name: 0.0 for name in train.GATES})
     return tmp_path
