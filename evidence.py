@@ -12,6 +12,7 @@ import glob
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ def trials() -> dict:
 
 
 SIZES = {"0.3M": "--n-embd 64 --n-head 2", "0.8M": "", "3.7M": "--n-layer 4 --n-embd 256 --n-head 8"}
+PRETRAINING = {"--n-embd 64 --n-head 2": 150, "": 300, "--n-layer 4 --n-embd 256 --n-head 8": 1300}        # seconds of a base model, beside another
 ROOT = os.path.join("out", "evidence")
 CALENDAR = f"--init {ROOT}/base/{{seed}} --demos " + " ".join(sorted(glob.glob("examples/calendar/*.jsonl")))
 # experiment: (seeds, {name of the run: options of train.py})
@@ -82,25 +84,37 @@ def plan(names, quick, seeds=None) -> list:
     return [(e, seed, name, options) for e in names for seed in EXPERIMENTS[e][0][:seeds] for name, options in EXPERIMENTS[e][1].items()]
 
 
-def run(folder, seed, options) -> bool:
-    """One run, in a process of its own with one thread: two of them side by side are faster than one with two. False: it was done.
-
-    A result, or a checkpoint, of other options than these is of an older plan, and made again.
-    """
+def is_done(folder, seed, options) -> bool:
+    """Whether the result of a run is there. A result, or a checkpoint, of other options than these is of an older plan, and removed."""
     wanted = settings(options.format(seed=seed), seed)
     for name in ("result.json", "checkpoint.pt"):
         path = os.path.join(folder, name)
         if os.path.exists(path) and (read_json(path) if name == "result.json" else load_checkpoint(path))["settings"] | MACHINE != wanted | MACHINE:
             shutil.rmtree(folder)
         elif os.path.exists(path) and name == "result.json":
-            return False
+            return True
+    return False
+
+
+def run(folder, seed, options):
+    """One run, in a process of its own with one thread: two of them side by side are faster than one with two. It goes on from its checkpoint."""
     os.makedirs(folder, exist_ok=True)
     resume = ["--resume"] if os.path.exists(os.path.join(folder, "checkpoint.pt")) else [*options.format(seed=seed).split(), "--seed", str(seed)]
     with open(os.path.join(folder, "output.txt"), "a") as output:
         done = subprocess.run([sys.executable, "train.py", *resume, "--out", folder, "--threads", "1"], stdout=output, stderr=output)
     if done.returncode:
         print(f"{folder}: exit status {done.returncode}, see output.txt in it; the others go on", file=sys.stderr, flush=True)
-    return True
+
+
+def expected(jobs) -> dict:
+    """{folder: seconds that its run should take beside another}: what the same run took when results/runs.json was made; of one that is not in it, the
+    mean of all; of base models, by their size."""
+    path = os.path.join("results", "runs.json")
+    took = {}
+    for row in read_json(path)["runs"] if os.path.exists(path) else []:
+        took.setdefault((row["experiment"], row["name"]), []).append(row["wall_seconds"])
+    usual = statistics.mean([s for times in took.values() for s in times] or [100])
+    return {folder: PRETRAINING.get(key) or statistics.mean(took.get(key, [usual])) for folder, _, _, key in jobs}
 
 
 MACHINE = {"out": "", "resume": False, "threads": 0}        # settings that do not tell one run from another
@@ -124,7 +138,7 @@ def digest(result) -> dict:
             round(x, 4) if isinstance(x, float) else x
 
     kept = ("method", "command", "commit", "families", "gates", "R", "base_accuracy", "voice", "teacher_accuracy", "neighbours", "drift_base", "drift_new",
-            "steps", "regularised", "generated_tokens", "guard_trips", "seconds")
+            "steps", "regularised", "generated_tokens", "guard_trips", "seconds", "wall_seconds")
     return short({k: result[k] for k in kept} | {"base_by_kind": [result["base_by_kind"][0], result["base_by_kind"][-1]]})
 
 
@@ -161,22 +175,27 @@ def main():
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, a thread each (default: the cores)")
     args = parser.parse_args()
     root = os.path.join("out", "quick") if args.quick else ROOT
-    todo = plan(args.experiments or list(EXPERIMENTS), args.quick, args.seeds)
+    todo = [(os.path.join(root, e, str(seed), name), seed, options, (e, name)) for e, seed, name, options in plan(args.experiments or list(EXPERIMENTS), args.quick, args.seeds)]
+    waiting = [job for job in todo if not is_done(*job[:3])]
     # Base models first: two runs must not make the same one twice.
-    bases = list(dict.fromkeys((seed, architecture(options)) for _, seed, _, options in todo))
-    jobs = [(os.path.join(root, "base", f"{seed} {kind}".strip()), seed, f"--method base {kind}") for seed, kind in bases]
-    pool = ThreadPoolExecutor(args.jobs)
+    kinds = list(dict.fromkeys((seed, architecture(options)) for _, seed, options, _ in waiting))
+    bases = [(os.path.join(root, "base", f"{seed} {kind}".strip()), seed, f"--method base {kind}", kind) for seed, kind in kinds]
+    guess = expected([*bases, *waiting])
+    left = sum(guess.values())
+    print(f"{len(bases)} base models and {len(waiting)} of {len(todo)} runs to make, {args.jobs} side by side: about {left / args.jobs / 60:.0f} min "
+          "where results/runs.json was made, less where a base model is there", flush=True)
+    pool, began, finished = ThreadPoolExecutor(args.jobs), time.perf_counter(), 0
     try:
-        list(pool.map(lambda job: run(*job), jobs))
-        began, spent, finished = time.perf_counter(), 0.0, 0
-        futures = {pool.submit(run, os.path.join(root, e, str(seed), name), seed, options): (e, seed, name) for e, seed, name, options in todo}
-        for future in as_completed(futures):
-            finished += 1
-            spent += future.result()
-            left = (time.perf_counter() - began) / max(1, spent) * (len(todo) - finished)
-            print(f"{finished}/{len(todo)} {' '.join(map(str, futures[future]))} | about {left / 60:.0f} min left", flush=True)
-            if not args.quick:
-                gather(root, "results")
+        for jobs in (bases, waiting):
+            futures = {pool.submit(run, *job[:3]): job for job in jobs}
+            for future in as_completed(futures):
+                folder = futures[future][0]
+                future.result()
+                finished += guess[folder]
+                left = sum(guess.values()) - finished
+                print(f"{os.path.relpath(folder, root)} | about {(time.perf_counter() - began) * left / finished / 60:.0f} min left", flush=True)
+                if jobs is waiting and not args.quick:
+                    gather(root, "results")
     except KeyboardInterrupt:                              # the runs at work have saved themselves; those that wait must not begin
         pool.shutdown(wait=True, cancel_futures=True)
         fail("stopped; what is done stays, and the same command goes on")

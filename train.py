@@ -732,9 +732,11 @@ def run_name(config):
 
 def provenance() -> dict:
     """What a figure must be kept with: command, versions, commit, kind of machine."""
-    here = os.path.dirname(os.path.abspath(__file__))
+    git = ["git", "-C", os.path.dirname(os.path.abspath(__file__))]
     try:
-        commit = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+        commit, changed = (subprocess.run([*git, *args], capture_output=True, text=True).stdout.strip() for args in (
+            ["describe", "--always"], ["diff", "--name-only", "HEAD", "--", "*.py", "*.jsonl"]))          # results and pictures change as they are made
+        commit += "-dirty" * bool(changed)
     except OSError:                                        # no git here
         commit = ""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
