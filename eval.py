@@ -186,7 +186,7 @@ def draw(runs: dict, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig = plt.figure(figsize=(max(9, 3.3 * len(runs)), 7), layout="constrained")
+    fig = plt.figure(figsize=(max(9, 3.3 * len(runs)), 7.5), layout="constrained")
     top, bottom = fig.subfigures(2, 1)
     for i, (ax, (name, run)) in enumerate(zip(np.atleast_1d(top.subplots(1, len(runs))), runs.items())):
         R = np.array(run["R"], dtype=float)
@@ -208,7 +208,7 @@ def draw(runs: dict, path):
     left.set(title="what is left", xlabel="tasks learned", xticks=range(0, T + 1, every), ylabel="accuracy", ylim=(-0.02, 1.02))
     right.set(title="the teacher: accuracy on the demonstrations it is shown", xlabel="step of the stream", ylim=(-0.02, 1.02))
     for ax in (left, right):
-        ax.legend(fontsize=7, loc="lower left")
+        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(runs))       # below: the lines are everywhere
         ax.grid(alpha=0.3)
     fig.savefig(path, dpi=110)
     plt.close(fig)
