@@ -292,7 +292,7 @@ def in_context(runs):
 
 def drifts(runs):
     """[(row, drift on the last task's prompts, drift on base prompts, share of the base skills lost)] of all runs but those for tuning."""
-    points = [(r, r["drift_new"][-1], r["drift_base"][-1], 1 - after(r)["base_retention"]) for r in runs if r["experiment"] != "tune"]
+    points = [(r, r["drift_new"][-1], r["drift_base"][-1], 1 - after(r)["base_retention"]) for r in runs if not r["experiment"].startswith("tune")]
     return [p for p in points if not np.isnan(p[1:]).any()]
 
 

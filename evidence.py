@@ -42,13 +42,14 @@ CALENDAR = f"--init {ROOT}/base/{{seed}} --demos " + " ".join(sorted(glob.glob("
 # experiment: (seeds, {name of the run: options of train.py})
 EXPERIMENTS = {
     "tune": (TUNING, trials()),
+    "tune-f0": (TUNING, {f"{method} f0 {f0:g}": f"--method {method} --f0 {f0} --tasks 20" for method in ("sdft", "sft") for f0 in (1e-2, 1e-3, 1e-4, 1e-5)}),
     "twenty": (HEADLINE, {
         "sft": "--method sft --tasks 20",
         "sdft": "--tasks 20",
         "sdft+self-replay": "--penalty self-replay --tasks 20",
         "sdft+self-replay where needed": "--penalty self-replay --when needed --tasks 20"}),
     "market": (HEADLINE, {"sft": "--method sft --stream market", "sdft": "--stream market"}),
-    "baselines": (HEADLINE, {
+    "baselines": (ABLATION, {
         **{f"sft+replay {share:.0%}": f"--method sft --penalty replay --strength {share} --lr 0.01" for share in (0.01, 0.05, 0.1)},
         **{f"sft+{penalty}": f"--method sft --penalty {penalty}" for penalty in STRENGTHS},
         "off-policy": "--off-policy",
