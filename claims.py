@@ -469,20 +469,21 @@ def families_text(runs) -> str:
 
 
 def matched(runs) -> dict:
-    """At matched learning: {method: (number of trials, best, kept)}. Of its trials of tuning, (setting, learning accuracy, base retention), best is
-    the one that learned most, kept the one that kept most base skills of those that learned at least 95 % (None: none did)."""
+    """{method: (number of trials, learned best, best score, at matched learning)}. Of a method's trials of tuning, (setting, learning accuracy, average
+    accuracy, base retention): the one that learned most; that with the highest score; and, of those that learned at least 95 %, the one that kept most
+    base skills (None: none did)."""
     trials = {}
     for row in (r for r in runs if r["experiment"] == "tune"):
-        method, _, setting = row["name"].partition(" ")
-        trials.setdefault(method, []).append((setting, after(row)["learning_accuracy"], after(row)["base_retention"]))
-    return {method: (len(ts), max(ts, key=lambda t: t[1:]), max((t for t in ts if t[1] >= 0.95), key=lambda t: t[:0:-1], default=None))
-            for method, ts in trials.items()}
+        (method, _, setting), m = row["name"].partition(" "), after(row)
+        trials.setdefault(method, []).append((setting, m["learning_accuracy"], m["average_accuracy"], m["base_retention"]))
+    return {method: (len(ts), max(ts, key=lambda t: (t[1], t[3])), max(ts, key=lambda t: t[2] + t[3]),
+                     max((t for t in ts if t[1] >= 0.95), key=lambda t: (t[3], t[1]), default=None)) for method, ts in trials.items()}
 
 
 def matched_text(runs) -> str:
-    header = ["method", "trials", *[h for which in ("learned best", "kept most of ≥ 95 %") for h in (which, "learning accuracy", "base retention")]]
-    three = lambda trial: [trial[0], cell("", trial[1]), cell("", trial[2])] if trial else ["–"] * 3
-    return markdown(header, [[method, str(n), *three(best), *three(kept)] for method, (n, best, kept) in matched(runs).items()])
+    told = lambda trial: f"{trial[0]}: {' / '.join(cell('', x) for x in trial[1:])}" if trial else "–"
+    header = ["method", "trials", "learned best", "best score", "kept most base skills of those that learned ≥ 95 %"]
+    return markdown(header, [[method, str(n), *map(told, chosen)] for method, (n, *chosen) in matched(runs).items()], left=5)
 
 
 # <!-- name of a block in the README --> : (its JSON under results/, its text), as in eval.py

@@ -1,12 +1,13 @@
 """Claims on made-up runs whose figures and verdicts are known."""
 import json
 import math
+import os
 
 import numpy as np
 import pytest
 
 import claims
-from evidence import EXPERIMENTS
+from evidence import EXPERIMENTS, settings, trials as trials_of
 
 NAN = float("nan")
 FAMILIES = ["manipulation", "decision", "facts", "update", "concept"]
@@ -261,11 +262,26 @@ def test_matched():
     rows = [trial("sft lr 0.001 embed 10", 0.99, 0.5), trial("sft lr 0.001 embed 30", 0.96, 0.7), trial("sft lr 0.001 embed 100", 0.9, 0.9),
             trial("sdft lr 0.01 embed 30", 0.8, 1.0), *runs()]
     found = claims.matched(rows)
-    assert list(found) == ["sft", "sdft"] and found["sft"][0] == 3 and found["sdft"][2] is None
-    assert found["sft"][1] == ("lr 0.001 embed 10", pytest.approx(0.99), pytest.approx(0.5))
-    assert found["sft"][2] == ("lr 0.001 embed 30", pytest.approx(0.96), pytest.approx(0.7))
-    assert claims.matched_text(rows).splitlines()[2:] == ["| sft | 3 | lr 0.001 embed 10 | 99.0 | 50.0 | lr 0.001 embed 30 | 96.0 | 70.0 |",
-                                                         "| sdft | 1 | lr 0.01 embed 30 | 80.0 | 100.0 | – | – | – |"]
+    assert list(found) == ["sft", "sdft"] and found["sft"][0] == 3 and found["sdft"][3] is None
+    assert found["sft"][1:] == tuple((name, *map(pytest.approx, figures)) for name, *figures in (
+        ("lr 0.001 embed 10", 0.99, 0.99, 0.5), ("lr 0.001 embed 100", 0.9, 0.9, 0.9), ("lr 0.001 embed 30", 0.96, 0.96, 0.7)))
+    assert claims.matched_text(rows).splitlines()[2:] == [
+        "| sft | 3 | lr 0.001 embed 10: 99.0 / 99.0 / 50.0 | lr 0.001 embed 100: 90.0 / 90.0 / 90.0 | lr 0.001 embed 30: 96.0 / 96.0 / 70.0 |",
+        "| sdft | 1 | lr 0.01 embed 30: 80.0 / 80.0 / 100.0 | lr 0.01 embed 30: 80.0 / 80.0 / 100.0 | – |"]
+
+
+def test_what_is_reported_runs_with_what_tuning_chose():
+    """Rates: the trial that learned best. A penalty's strength (replay: its rates): the best score. Where trials are equal, one of them."""
+    with open(os.path.join(os.path.dirname(claims.__file__), "results", "runs.json")) as f:
+        trials = [(r["name"], claims.after(r)) for r in json.load(f)["runs"] if r["experiment"] == "tune"]
+    options = dict(trials_of())
+    for name, figure, command in [("sft", "learning_accuracy", "--method sft"), ("sdft", "learning_accuracy", ""), ("off-policy", "learning_accuracy", "--off-policy"),
+                                  ("sdft+self-replay", "score", "--penalty self-replay"),
+                                  *((name.removesuffix(" 5%"), "score", EXPERIMENTS["baselines"][1][name])
+                                    for name in ("sft+replay 5%", "sft+self-replay", "sft+lwf", "sft+l2", "sft+ewc"))]:
+        found = {key: m[figure] for key, m in trials if key.split()[0] == name}
+        (used,) = (key for key in found if settings(options[key], 0) == settings(command + " --tasks 5", 0))
+        assert len(found) == 4 and found[used] == max(found.values()), (name, used, found)
 
 
 def test_tables():
