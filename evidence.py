@@ -64,7 +64,9 @@ EXPERIMENTS = {
         "sdft 4 others shown": "--shown 4",
         "sdft all rows alike": "--f0 inf"}),
     "interference": (ABLATION, {                            # twenty tasks, in which what the tasks share moves less
+        "sft f0 0.0001": "--method sft --f0 0.0001 --tasks 20",
         "sdft f0 0.0001": "--f0 0.0001 --tasks 20",
+        "sdft+self-replay f0 0.0001": "--penalty self-replay --f0 0.0001 --tasks 20",
         "sdft lr 0.0001": "--lr 0.0001 --tasks 20"}),
     "ema": (ABLATION, {f"ema {decay:g}": f"--ema-decay {decay}" for decay in (0, 0.9, 0.95, 0.99, 0.995, 1)}),
     "calendar": (ABLATION, {f"{method} lr {lr:g} embed {embed} f0 {f0:g}": f"--method {method} {CALENDAR} --lr {lr} --embed-lr {embed} --f0 {f0}"

@@ -37,6 +37,7 @@ IDEAL = {
     ("twenty", "sdft"): {"tasks": 20},
     ("twenty", "sdft+self-replay"): OWN | {"tasks": 20},
     ("twenty", "sdft+self-replay where needed"): OWN | {"tasks": 20, "seconds": 90.0},
+    ("interference", "sdft f0 0.0001"): {"tasks": 20}, ("interference", "sdft+self-replay f0 0.0001"): OWN | {"tasks": 20},
     ("market", "sft"): {"learned": 0.9, "final": 0.6, "tasks": 5, "neighbours": NAN}, ("market", "sdft"): {"tasks": 5, "neighbours": NAN},
     ("baselines", "off-policy"): {"base": 0.8}, ("variants", "reverse"): {"learned": 0.9}, ("variants", "jsd"): {"learned": 0.9},
     ("variants", "sft own voice"): OWN, ("variants", "sdft own voice"): {},
@@ -86,13 +87,16 @@ CASES = {
     claims.in_context: ({f"sizes/sdft {s}": {"teacher": t} for s, t in zip(claims.SIZES, ([0.7, 0.8, 0.9], [0.7, 0.8, 1.0], [0.9, 0.9, 1.0]))},
                         {"sizes/sft 3.7M": {"base": 0.99}, "sizes/sft 0.8M": {"base": 0.99}}),
     claims.drift_predicts: (all_of("demonstrations", drift=0.1) | all_of("alpha", drift=0.05),
-                            all_of("demonstrations", drift=1) | all_of("twenty", drift=0.001) | all_of("sizes", drift=0.002)),
+                            all_of("demonstrations", drift=1) | all_of("twenty", drift=0.001) | all_of("sizes", drift=0.002) | all_of("interference", drift=2)),
     claims.families: ({"twenty/sdft": {"neighbours": [1.0, 1.0, 0.9]}}, {"twenty/sdft": {"learned": 0.9, "final": 0.3}}),
     claims.market: ({"market/sft": {"final": 0.965}}, {"market/sft": {"final": 0.99}}),
     claims.where_needed: ({"twenty/sdft+self-replay where needed": {"seconds": [70, 80, 149]}},
                           {"twenty/sdft+self-replay where needed": {"base": 0.9}}),
     claims.moonshot: ({"twenty/sdft": {"base": [0.90, 0.97, 1.0]}}, {"twenty/sdft": {"base": 0.9}}),
     claims.moonshot_self_replay: ({"twenty/sdft+self-replay": {"base": [0.98, 0.995, 1.0]}}, {"twenty/sdft+self-replay": {"learned": 0.94}}),
+    claims.moonshot_held: ({"interference/sdft f0 0.0001": {"base": [0.90, 0.97, 1.0]}}, {"interference/sdft f0 0.0001": {"base": 0.9}}),
+    claims.moonshot_held_self_replay: ({"interference/sdft+self-replay f0 0.0001": {"base": [0.98, 0.995, 1.0]}},
+                                       {"interference/sdft+self-replay f0 0.0001": {"learned": 0.94}}),
 }
 
 
@@ -130,7 +134,9 @@ def test_each_verdict_in_every_direction(claim):
     (claims.moonshot, "twenty/sdft", "final", 0.8331, 0.8329), (claims.moonshot, "twenty/sdft", "base", 0.95, 0.949),
     (claims.moonshot_self_replay, "twenty/sdft+self-replay", "final", 0.9311, 0.9309),
     (claims.moonshot_self_replay, "twenty/sdft+self-replay", "base", 0.99, 0.989),
-    (claims.moonshot_self_replay, "twenty/sdft+self-replay", "learned", 0.95, 0.949)])
+    (claims.moonshot_self_replay, "twenty/sdft+self-replay", "learned", 0.95, 0.949),
+    (claims.moonshot_held, "interference/sdft f0 0.0001", "base", 0.95, 0.949),
+    (claims.moonshot_held_self_replay, "interference/sdft+self-replay f0 0.0001", "base", 0.99, 0.989)])
 def test_bounds_are_where_the_claim_says(claim, run, figure, inside, outside):
     assert claims.judge(claim, runs({run: {figure: inside}}))["verdict"] == "holds"
     assert claims.judge(claim, runs({run: {figure: outside}}))["verdict"] != "holds"
@@ -323,7 +329,7 @@ def test_command_writes_evidence_and_pictures(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == claims.claims_text(evidence)
     assert "| ten-tasks | After ten tasks SFT has forgotten at least 42 %, SDFT at most 11 %. | forgetting: sft = 50.0 ± 0.0, sdft = 1.0 ± 0.0; " \
            "base retention: sft = 65.0 ± 0.0, sdft = 99.5 ± 0.0 | 3 | holds |" in claims.claims_text(evidence)
-    for name in ("pareto", "drift", "demonstrations", "alpha", "length"):
+    for name in ("pareto", "drift", "demonstrations", "alpha", "length", "interference"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
