@@ -568,9 +568,6 @@ def learn(config, lessons=None, start=None, **passed_on):
                     "recent": recent, "lessons_hash": lessons_hash, "log_bytes": log.bytes(), **random_states(rng)})
 
     if not saved:
-        result_path = os.path.join(config.out, "result.json")
-        if os.path.exists(result_path):                    # of an older run: this one's comes when it has ended
-            os.remove(result_path)
         checkpoint()
     alpha = config.alpha if config.method == "sdft" else 1.0
     pool = [e for t in stream for e in t.train]

@@ -256,7 +256,7 @@ def test_a_new_run_in_an_old_folder_leaves_no_old_result(here, monkeypatch):
     run("--out", "a")
     monkeypatch.setattr(sdft, "sdft_step", lambda *a, **k: (_ for _ in ()).throw(SystemError("killed")))
     with pytest.raises(SystemError):
-        run("--out", "a")
+        train.main([*TINY, "--out", "a"])
     assert not os.path.exists("a/result.json")
 
 
