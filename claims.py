@@ -593,7 +593,7 @@ def length(ax, runs):
 
 def interference(ax, runs):
     """SFT and SDFT, and with less movement of what the tasks share."""
-    drawn = [curve(ax, runs, [(n, (*run, n)) for n in range(2, 21)], "performance", f"C{i}", run[1], ABLATION)
+    drawn = [curve(ax, runs, [(n, (*run, n)) for n in range(2, 21)], "performance", f"C{i}", run[1])
              for i, run in enumerate([SFT, SDFT, *[("interference", name) for name in EXPERIMENTS["interference"][1]]])]
     ax.set(xlabel="tasks learned", ylabel="performance kept, percent", xticks=range(2, 21, 2), title="half tasks, half base skills; 95 % intervals")
     return any(drawn[2:])

@@ -63,7 +63,7 @@ EXPERIMENTS = {
         "sdft 1 other shown": "--shown 1",
         "sdft 4 others shown": "--shown 4",
         "sdft all rows alike": "--f0 inf"}),
-    "interference": (ABLATION, {                            # twenty tasks, in which what the tasks share moves less
+    "interference": (HEADLINE, {                            # twenty tasks, in which what the tasks share moves less
         "sft f0 0.0001": "--method sft --f0 0.0001 --tasks 20",
         "sdft f0 0.0001": "--f0 0.0001 --tasks 20",
         "sdft+self-replay f0 0.0001": "--penalty self-replay --f0 0.0001 --tasks 20",
