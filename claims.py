@@ -473,13 +473,13 @@ def ablation_text(runs, experiment) -> str:
 
 def families_text(runs) -> str:
     """Twenty tasks: accuracy when learned and at the end, by family; the last row is what is left of the neighbours of updated facts."""
-    found = {label: of(runs, *run).values() for label, run in TWENTY.items()}
+    found = {label: of(runs, *run).values() for label, run in (TWENTY | {HELD[1]: (*HELD, 20)}).items()}
     figures = {label: by_family([m["row"] for m in ms]) for label, ms in found.items()}
     names = [*dict.fromkeys(name for f in figures.values() for name in f), "neighbours kept"]
     for label, ms in found.items():
         figures[label]["neighbours kept"] = [[], [m["neighbours_kept"] for m in ms]]
     rows = [[name, *[cell(name, *interval(v)) for f in figures.values() for v in f.get(name, [[], []])]] for name in names]
-    return markdown(["family", *[f"{label}, {when}" for label in TWENTY for when in ("when learned", "at the end")]], rows)
+    return markdown(["family", *[f"{label}, {when}" for label in found for when in ("when learned", "at the end")]], rows)
 
 
 def matched(runs) -> dict:
