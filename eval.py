@@ -295,7 +295,7 @@ def write_readme(readme, results="results"):
         source, text = blocks[match[1]]
         return f"<!-- {match[1]} -->\n{text(read_json(os.path.join(results, source + '.json')))}\n<!-- end -->"
 
-    new = re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+    new = re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
     with open(readme + ".part", "w") as f:
         f.write(new)
     os.replace(readme + ".part", readme)
