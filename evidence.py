@@ -18,8 +18,9 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
+from data import World
 from eval import draw, fail, load_checkpoint, read_json, read_runs
-from train import parse
+from train import base_path, parse
 
 HEADLINE, ABLATION, TUNING = range(6), range(3), [100]      # seeds of base model, world and stream; nothing tuned is reported on its own seed
 RATES = [(0.001, 10), (0.001, 30), (0.001, 100), (0.01, 30)]           # (lr, embed_lr)
@@ -89,15 +90,16 @@ def plan(names, quick, seeds=None) -> list:
 
 
 def is_done(folder, seed, options) -> bool:
-    """Whether the result of a run is there. A result, or a checkpoint, of other options than these is of an older plan, and removed."""
-    wanted = settings(options.format(seed=seed), seed)
-    for name in ("result.json", "checkpoint.pt"):
-        path = os.path.join(folder, name)
-        if os.path.exists(path) and (read_json(path) if name == "result.json" else load_checkpoint(path))["settings"] | MACHINE != wanted | MACHINE:
+    """Whether what a run makes is there: a result or, of a base model, the model. What was made with other options than these is of an older plan, and
+    removed."""
+    config = parse([*options.format(seed=seed).split(), "--seed", str(seed)])
+    result, checkpoint = (os.path.join(folder, name) for name in ("result.json", "checkpoint.pt"))
+    for path, read in ((result, read_json), (checkpoint, load_checkpoint)):
+        if os.path.exists(path) and read(path)["settings"] | MACHINE != settings(config) | MACHINE:
             shutil.rmtree(folder)
-        elif os.path.exists(path) and name == "result.json":
-            return True
-    return False
+    if config.method == "base":
+        return os.path.exists(checkpoint) and "pretraining" not in load_checkpoint(checkpoint) and os.path.exists(base_path(config, World(seed)))
+    return os.path.exists(result)
 
 
 def run(folder, seed, options):
@@ -124,9 +126,9 @@ def expected(jobs) -> dict:
 MACHINE = {"out": "", "resume": False, "threads": 0}        # settings that do not tell one run from another
 
 
-def settings(options, seed) -> dict:
-    """The settings of a run with these options, as its result has them (JSON has no tuples, and --demos takes the model of --init)."""
-    return json.loads(json.dumps(dataclasses.asdict(parse([*options.split(), "--seed", str(seed)]))))
+def settings(config) -> dict:
+    """The settings of a run as its result has them (JSON has no tuples, and --demos takes the model of --init)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def architecture(options) -> str:
@@ -184,10 +186,11 @@ def main():
     # Base models first: two runs must not make the same one twice.
     kinds = list(dict.fromkeys((seed, architecture(options)) for _, seed, options, _ in waiting))
     bases = [(os.path.join(root, "base", f"{seed} {kind}".strip()), seed, f"--method base {kind}", kind) for seed, kind in kinds]
+    bases = [job for job in bases if not is_done(*job[:3])]
     guess = expected([*bases, *waiting])
     left = sum(guess.values())
     print(f"{len(bases)} base models and {len(waiting)} of {len(todo)} runs to make, {args.jobs} side by side: about {left / args.jobs / 60:.0f} min "
-          "where results/runs.json was made, less where a base model is there", flush=True)
+          "where results/runs.json was made", flush=True)
     pool, began, finished = ThreadPoolExecutor(args.jobs), time.perf_counter(), 0
     try:
         for jobs in (bases, waiting):
