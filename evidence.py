@@ -95,7 +95,7 @@ def is_done(folder, seed, options) -> bool:
     config = parse([*options.format(seed=seed).split(), "--seed", str(seed)])
     result, checkpoint = (os.path.join(folder, name) for name in ("result.json", "checkpoint.pt"))
     for path, read in ((result, read_json), (checkpoint, load_checkpoint)):
-        if os.path.exists(path) and read(path)["settings"] | MACHINE != settings(config) | MACHINE:
+        if os.path.exists(path) and settings(read(path)["settings"]) != settings(dataclasses.asdict(config)):
             shutil.rmtree(folder)
     if config.method == "base":
         return os.path.exists(checkpoint) and "pretraining" not in load_checkpoint(checkpoint) and os.path.exists(base_path(config, World(seed)))
@@ -123,12 +123,9 @@ def expected(jobs) -> dict:
     return {folder: PRETRAINING.get(key) or statistics.mean(took.get(key, [usual])) for folder, _, _, key in jobs}
 
 
-MACHINE = {"out": "", "resume": False, "threads": 0}        # settings that do not tell one run from another
-
-
-def settings(config) -> dict:
-    """The settings of a run as its result has them (JSON has no tuples, and --demos takes the model of --init)."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+def settings(config: dict) -> dict:
+    """What tells one run from another, as JSON has it (no tuples)."""
+    return json.loads(json.dumps(config | {"out": "", "resume": False, "threads": 0}))
 
 
 def architecture(options) -> str:

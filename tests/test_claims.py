@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import claims
-from evidence import EXPERIMENTS, settings, trials as trials_of
+from evidence import EXPERIMENTS, trials as trials_of
 from train import parse
 
 NAN = float("nan")
@@ -287,7 +287,7 @@ def test_what_is_reported_runs_with_what_tuning_chose():
                                   *((name.removesuffix(" 5%"), "score", EXPERIMENTS["baselines"][1][name])
                                     for name in ("sft+replay 5%", "sft+self-replay", "sft+lwf", "sft+l2", "sft+ewc"))]:
         found = {key: m[figure] for key, m in trials if key.split()[0] == name}
-        (used,) = (key for key in found if settings(parse(options[key].split())) == settings(parse([*command.split(), "--tasks", "5"])))
+        (used,) = (key for key in found if parse(options[key].split()) == parse([*command.split(), "--tasks", "5"]))
         assert len(found) == 4 and found[used] == max(found.values()), (name, used, found)
 
 

@@ -105,15 +105,19 @@ def test_evidence_runs_what_is_not_done_and_gathers_what_is(copy, monkeypatch, c
     monkeypatch.setattr(evidence, "EXPERIMENTS", {"ema": ([0], {"ema 0": f"{TINY} --ema-decay 0", "ema 1": f"{TINY} --ema-decay 1"})})
     monkeypatch.setattr(evidence, "SIZES", {"": TINY})
     (folder / "results" / "runs.json").unlink(missing_ok=True)
-    for expected in (2, 0):                                                # the second time all is done
+    for expected in (2, 0, 1):                                             # the second time all is done; then one was stopped behind its last task
         began = time.time()
+        if expected == 1:
+            (folder / "out/evidence/ema/0/ema 1/result.json").unlink()
         monkeypatch.setattr(sys, "argv", ["evidence.py", "ema"])
         evidence.main()
         assert sum(os.path.getmtime(folder / f"out/evidence/ema/0/ema {d}/result.json") > began for d in (0, 1)) == expected
     rows = json.loads((folder / "results" / "runs.json").read_text())["runs"]
     assert [(r["experiment"], r["seed"], r["name"], len(r["R"])) for r in rows] == [("ema", 0, "ema 0", 3), ("ema", 0, "ema 1", 3)]
+    assert "all tasks were learned before" in (folder / "out/evidence/ema/0/ema 1/output.txt").read_text()
     said = capsys.readouterr().out
     assert "1 base models and 2 of 2 runs to make" in said and "ema/0/ema 1 | about 0 min left" in said and "0 base models and 0 of 2 runs" in said
+    assert "0 base models and 1 of 2 runs" in said
     assert evidence.expected([("a", 0, "", ("ema", "ema 0")), ("b", 0, "", ("ema", "new")), ("c", 0, "", "")]) == {
         "a": rows[0]["wall_seconds"], "b": (rows[0]["wall_seconds"] + rows[1]["wall_seconds"]) / 2, "c": evidence.PRETRAINING[""]}
 
