@@ -461,7 +461,14 @@ def gates_text(runs) -> str:
 
 
 def baselines_text(runs) -> str:
-    return methods_text(runs, BASELINES, [*SHORT[:3], "base_retention", "voice_retention", "steps", "generated_tokens", "seconds"])
+    """All methods on the same seeds, ten tasks; before them the bounds: the base model asked about what is taught, without and with a demonstration."""
+    columns = [*SHORT[:3], "base_retention", "voice_retention", "steps", "generated_tokens", "seconds"]
+    header, line, *rows = methods_text(runs, BASELINES, columns, ABLATION).splitlines()
+    base = [m["row"]["gates"] for m in of(runs, *SDFT10, seeds=ABLATION).values()]
+    for name, gate in (("base, shown a demonstration", "new_with_demonstration"), ("base", "new_without_demonstration")):
+        cells = [cell(c, *interval([g[gate] for g in base])) if c == "average_accuracy" else "–" for c in columns]
+        rows.insert(0, f"| {' | '.join([name, *cells, str(len(base))])} |")
+    return "\n".join([header, line, *rows])
 
 
 def ablation_text(runs, experiment) -> str:
