@@ -31,8 +31,7 @@ $(OUT)/sdft+self-replay:
 ifdef QUICK
 evidence: .venv/ready
 	$(PY) evidence.py --quick
-	$(PY) eval.py out/quick/twenty/0
-	$(PY) eval.py out/quick/market/0
+	for e in twenty market baselines variants; do $(PY) eval.py out/quick/$$e/0; done
 else
 evidence: .venv/ready
 	$(PY) evidence.py

@@ -24,7 +24,7 @@ from train import base_path, parse
 
 HEADLINE, ABLATION, TUNING = range(6), range(3), [100]      # seeds of base model, world and stream; nothing tuned is reported on its own seed
 RATES = [(0.001, 10), (0.001, 30), (0.001, 100), (0.01, 30)]           # (lr, embed_lr)
-STRENGTHS = {"self-replay": [0.1, 0.3, 1, 3], "lwf": [0.01, 0.03, 0.1, 0.3], "l2": [1e-4, 1e-3, 1e-2, 1e-1], "ewc": [0.1, 1, 10, 100]}
+STRENGTHS = {"self-replay": [0.1, 0.3, 1, 3], "lwf": [0.01, 0.03, 0.1, 0.3], "l2": [1e-3, 1e-2, 1e-1, 1], "ewc": [1e2, 1e3, 1e4, 1e5]}
 TUNED = {"self-replay": 0.1, "lwf": 0.1, "l2": 1e-4, "ewc": 0.1}       # of these, the best: half average accuracy, half base retention
 
 
@@ -50,6 +50,7 @@ EXPERIMENTS = {
         "sdft": "--tasks 20",
         "sdft+self-replay": "--penalty self-replay --tasks 20",
         "sdft+self-replay where needed": "--penalty self-replay --when needed --tasks 20"}),
+    "ten": (ABLATION, {"sft": "--method sft", "sdft": "", "sdft+self-replay": "--penalty self-replay"}),       # what the runs of ten tasks below differ from
     "market": (HEADLINE, {"sft": "--method sft --stream market", "sdft": "--stream market"}),
     "baselines": (ABLATION, {
         **{f"sft+replay {share:.0%}": f"--method sft --penalty replay --strength {share} --lr 0.01" for share in (0.01, 0.05, 0.1)},
@@ -61,8 +62,8 @@ EXPERIMENTS = {
         "jsd": "--divergence jsd",
         "sft own voice": "--method sft --voice own",
         "sdft own voice": "--voice own",
-        "sdft 1 other shown": "--shown 1",
-        "sdft 4 others shown": "--shown 4",
+        "sdft 1 other shown": "--shown 1 --guard 0",        # a teacher that cannot answer is what is tested here
+        "sdft 4 others shown": "--shown 4 --guard 0",
         "sdft all rows alike": "--f0 inf"}),
     "interference": (HEADLINE, {                            # twenty tasks, in which what the tasks share moves less
         "sft f0 0.0001": "--method sft --f0 0.0001 --tasks 20",
@@ -85,7 +86,7 @@ QUICK = {"twenty": ["sft", "sdft", "sdft+self-replay"], "market": ["sft", "sdft"
 def plan(names, quick, seeds=None) -> list:
     """[(experiment, seed, name, options)], in the order in which they run."""
     if quick:
-        return [(e, 0, name, EXPERIMENTS[e][1][name].replace("--tasks 20", "--tasks 5")) for e, chosen in QUICK.items() for name in chosen]
+        return [(e, 0, name, EXPERIMENTS[e][1][name].replace("--tasks 20", "") + " --tasks 5" * (e != "market")) for e, chosen in QUICK.items() for name in chosen]
     return [(e, seed, name, options) for e in names for seed in EXPERIMENTS[e][0][:seeds] for name, options in EXPERIMENTS[e][1].items()]
 
 
@@ -95,21 +96,24 @@ def is_done(folder, seed, options) -> bool:
     config = parse([*options.format(seed=seed).split(), "--seed", str(seed)])
     result, checkpoint = (os.path.join(folder, name) for name in ("result.json", "checkpoint.pt"))
     for path, read in ((result, read_json), (checkpoint, load_checkpoint)):
-        if os.path.exists(path) and settings(read(path)["settings"]) != settings(dataclasses.asdict(config)):
-            shutil.rmtree(folder)
+        if os.path.exists(path):
+            if settings(read(path)["settings"]) != settings(dataclasses.asdict(config)):
+                shutil.rmtree(folder)
+            break
     if config.method == "base":
         return os.path.exists(checkpoint) and "pretraining" not in load_checkpoint(checkpoint) and os.path.exists(base_path(config, World(seed)))
     return os.path.exists(result)
 
 
-def run(folder, seed, options):
-    """One run, in a process of its own with one thread: two of them side by side are faster than one with two. It goes on from its checkpoint."""
+def run(folder, seed, options) -> int:
+    """The exit status of one run, in a process of its own with one thread: two of them side by side are faster than one with two. It goes on from its checkpoint."""
     os.makedirs(folder, exist_ok=True)
     resume = ["--resume"] if os.path.exists(os.path.join(folder, "checkpoint.pt")) else [*options.format(seed=seed).split(), "--seed", str(seed)]
     with open(os.path.join(folder, "output.txt"), "a") as output:
         done = subprocess.run([sys.executable, "train.py", *resume, "--out", folder, "--threads", "1"], stdout=output, stderr=output)
     if done.returncode:
         print(f"{folder}: exit status {done.returncode}, see output.txt in it; the others go on", file=sys.stderr, flush=True)
+    return done.returncode
 
 
 def expected(jobs) -> dict:
@@ -140,7 +144,7 @@ def digest(result) -> dict:
         return [short(v) for v in x] if isinstance(x, list) else {k: short(v) for k, v in x.items()} if isinstance(x, dict) else \
             round(x, 4) if isinstance(x, float) else x
 
-    kept = ("method", "command", "commit", "families", "gates", "R", "base_accuracy", "voice", "teacher_accuracy", "neighbours", "drift_base", "drift_new",
+    kept = ("method", "commit", "families", "gates", "R", "base_accuracy", "voice", "teacher_accuracy", "neighbours", "drift_base", "drift_new",
             "steps", "regularised", "generated_tokens", "guard_trips", "seconds", "wall_seconds")
     return short({k: result[k] for k in kept} | {"base_by_kind": [result["base_by_kind"][0], result["base_by_kind"][-1]]})
 
@@ -155,7 +159,8 @@ def gather(root, results):
             done = os.path.join(root, *map(str, key), "result.json")
             if os.path.exists(done):
                 result = read_json(done)
-                rows[key] = {"experiment": experiment, "seed": key[1], "name": key[2], **digest(result)}
+                rows[key] = {"experiment": experiment, "seed": key[1], "name": key[2], **digest(result),
+                             "command": f"python train.py {options[key[2]].format(seed=key[1])} --seed {key[1]}"}       # also of a run that was resumed
                 about = {k: result[k] for k in ("versions", "machine")}
     order = [(e, seed, name) for e, (seeds, options) in EXPERIMENTS.items() for seed in seeds for name in options]
     if not rows:
@@ -185,24 +190,28 @@ def main():
     bases = [(os.path.join(root, "base", f"{seed} {kind}".strip()), seed, f"--method base {kind}", kind) for seed, kind in kinds]
     bases = [job for job in bases if not is_done(*job[:3])]
     guess = expected([*bases, *waiting])
-    left = sum(guess.values())
-    print(f"{len(bases)} base models and {len(waiting)} of {len(todo)} runs to make, {args.jobs} side by side: about {left / args.jobs / 60:.0f} min "
+    print(f"{len(bases)} base models and {len(waiting)} of {len(todo)} runs to make, {args.jobs} side by side: about {sum(guess.values()) / args.jobs / 60:.0f} min "
           "where results/runs.json was made", flush=True)
-    pool, began, finished = ThreadPoolExecutor(args.jobs), time.perf_counter(), 0
+    pool, began, finished, failed = ThreadPoolExecutor(args.jobs), time.perf_counter(), 0, 0
     try:
         for jobs in (bases, waiting):
             futures = {pool.submit(run, *job[:3]): job for job in jobs}
             for future in as_completed(futures):
                 folder = futures[future][0]
-                future.result()
+                failed += future.result() != 0
                 finished += guess[folder]
-                left = sum(guess.values()) - finished
+                left = max(0, sum(guess.values()) - finished)
                 print(f"{os.path.relpath(folder, root)} | about {(time.perf_counter() - began) * left / finished / 60:.0f} min left", flush=True)
                 if jobs is waiting and not args.quick:
                     gather(root, "results")
+        if not (args.quick or waiting):
+            gather(root, "results")
     except KeyboardInterrupt:                              # the runs at work have saved themselves; those that wait must not begin
-        pool.shutdown(wait=True, cancel_futures=True)
         fail("stopped; what is done stays, and the same command goes on")
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    if failed:
+        fail(f"{failed} runs ended with an error (above); the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -371,7 +371,7 @@ class Probe:
         said = answers(student, has.base)
         right = np.array([grade(e, a) for e, a in zip(has.base, said)])
         kinds = np.array(has.kinds)
-        done["R"].append([accuracy(student, t.test, score=self.score) if j <= task else float("nan") for j, t in enumerate(has.stream)])    # seen, and the next
+        done["R"].append([accuracy(student, t.test, score=self.score) if j <= task or task == 0 else float("nan") for j, t in enumerate(has.stream)])  # seen, and the next
         done["base_accuracy"].append(mean(right))
         done["base_by_kind"].append({k: mean(right[kinds == k]) for k in dict.fromkeys(has.kinds)})
         done["voice"].append(mean([in_own_voice(a) for e, a in zip(has.base, said) if e.kind not in GRADERS]))      # a file's answers have no voice
@@ -403,8 +403,8 @@ def shown_accuracy(teacher, batch, examples) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Penalties: a second loss that holds the student to what it could do before. `remember` is what a penalty keeps, made anew as a task
-# begins; `penalty_loss` is the loss of one step. None of them stores data, but for replay; `--when needed` takes tests of past tasks.
+# Penalties: what holds the student to what it could do before. `remember` is what a penalty keeps, made anew as a task begins;
+# `penalty_loss` is the second loss of one step or, where the penalty is on the weights, `pull_back` what follows the step. None of them stores data, but for replay; `--when needed` takes tests of past tasks.
 
 
 def remember(config, model, stream, task, memory):
@@ -423,7 +423,7 @@ def remember(config, model, stream, task, memory):
 
 
 def penalty_loss(config, student, previous, batch, stream, task, memory, rng):
-    """`previous`: the student as the task began; `memory`: of `remember`. Returns a function of the student, or None."""
+    """`previous`: the student as the task began; `memory`: of `remember`. Returns a function of the student, or None: there is none."""
     n, strength = config.batch_size, config.strength
     if config.penalty == "replay":
         if task == 0:
@@ -438,10 +438,18 @@ def penalty_loss(config, student, previous, batch, stream, task, memory, rng):
         return lambda student: strength * follow(student, previous, prompt, length, response, mask)
     if config.penalty == "lwf":                            # Li and Hoiem 2016: what the old model would have said to the new prompts
         return lambda student: strength * follow(student, previous, batch.prompt, batch.length, *sample(previous, batch.prompt, batch.length, room(batch)))
-    if config.penalty in ("l2", "ewc"):                    # Kirkpatrick et al. 2017; l2 is EWC with all weights alike
-        importance = memory if config.penalty == "ewc" else [1.0] * len(list(student.parameters()))
-        weights = list(zip(importance, student.parameters(), previous.parameters()))
-        return lambda student: strength / 2 * sum((f * (new - old) ** 2).sum() for f, new, old in weights)
+
+
+@torch.no_grad()
+def pull_back(student, previous, optimizer, scale, importance, strength):
+    """L2 and EWC (Kirkpatrick et al. 2017): the penalty strength / 2 * Σ F (θ - θ_old)², F the importance of each weight (None: 1, which is L2), after a
+    step of SGD on the loss. The step on the penalty is implicit, θ <- argmin of (θ - θ_now)² / (2 rate) + penalty: stable at any strength, where a gradient
+    step on the embedding, at its rate of 30, would diverge. scale (V,): that of the embedding's rows.
+    """
+    others, embed = (group["lr"] for group in optimizer.param_groups)
+    for i, (new, old) in enumerate(zip(student.parameters(), previous.parameters())):
+        pull = strength * (embed * scale[:, None] if new is student.embed.weight else others) * (importance[i] if importance else 1.0)
+        new.lerp_(old, pull / (1 + pull))
 
 
 def follow(student, previous, prompt, length, response, mask):
@@ -496,6 +504,11 @@ def forgotten(R, base) -> float:
 # Task after task.
 
 
+def row_scale(frequency, f0):
+    """How far each row of the embedding moves, (V,), as a share of the full rate."""
+    return 1 / (1 + frequency / f0)
+
+
 def make_optimizer(model, config, frequency):
     """Plain SGD, no momentum, and a step of its own for each row of the embedding.
 
@@ -504,7 +517,7 @@ def make_optimizer(model, config, frequency):
     moves at the full rate, one of every hundred tokens at a tenth of it. All methods train like this.
     """
     embed = model.embed.weight
-    scale = 1 / (1 + frequency.to(embed.device) / config.f0)
+    scale = row_scale(frequency, config.f0).to(embed.device)
     embed.register_hook(lambda grad: grad * scale[:, None])
     others = [p for p in model.parameters() if p is not embed]
     return torch.optim.SGD([{"params": others, "lr": config.lr}, {"params": [embed], "lr": config.embed_lr}])
@@ -542,6 +555,9 @@ def learn(config, lessons=None, start=None, **passed_on):
     optimizer = make_optimizer(student, config, frequency)
     guard = sdft.TeacherGuard(config.guard, student, teacher)
     previous, memory = copy.deepcopy(student), None
+    if config.penalty in ("l2", "ewc"):
+        scale = row_scale(frequency, config.f0).to(config.device)
+        optimizer.register_step_post_hook(lambda *_: pull_back(student, previous, optimizer, scale, memory, config.strength) if done["regularised"][-1] else None)
     rng = random.Random(f"training {config.seed}")
     torch.manual_seed(config.seed)
     # what has been measured so far; plain lists, so that it goes into the checkpoint and the result as it is

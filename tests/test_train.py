@@ -1,4 +1,5 @@
 """Training: the optimisers, resume after a kill, faults, the command line's bounds."""
+import copy
 import dataclasses
 import json
 import math
@@ -98,7 +99,7 @@ def penalty(student, previous, stream, kind, task=1, **options):
     return train.penalty_loss(config, student, previous, train.collate(stream[task].train), stream, task, memory, random.Random(0))
 
 
-@pytest.mark.parametrize("kind", ["self-replay", "lwf", "l2", "ewc"])
+@pytest.mark.parametrize("kind", ["self-replay", "lwf"])
 def test_a_penalty_is_nothing_for_an_unchanged_model_and_something_for_another(world, monkeypatch, kind):
     gpt, other, stream = random_gpt(), random_gpt(1), world.stream(2, 8, 8)
     prompt = torch.tensor([[PROMPT, 300, ANSWER]] * 4)
@@ -112,14 +113,28 @@ def test_a_penalty_is_nothing_for_an_unchanged_model_and_something_for_another(w
     assert found[0] > 1e-3 and found[1] == pytest.approx(2 * found[0])
 
 
-def test_l2_and_ewc_by_hand(monkeypatch):
-    """strength / 2 * sum F (new - old)^2, with F = 1 for l2."""
-    old, new = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
-    old.weight.data, new.weight.data = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 4.0]])
-    config = train.Config(penalty="l2", strength=3.0)
-    assert train.penalty_loss(config, new, old, None, [], 1, None, None)(new).item() == 3 / 2 * (1 + 4)
-    config = train.Config(penalty="ewc", strength=3.0)
-    assert train.penalty_loss(config, new, old, None, [], 1, [torch.tensor([[10.0, 0.5]])], None)(new).item() == 3 / 2 * (10 + 2)
+@pytest.mark.parametrize("kind, strength", [("l2", 0.01), ("l2", 3.0), ("ewc", 0.5), ("ewc", 1e6)])
+def test_l2_and_ewc_take_an_implicit_step(kind, strength):
+    """θ = argmin of (θ - now)² / (2 rate) + strength / 2 * F (θ - old)²: there the gradient is zero. F is 1 for l2."""
+    old, student = random_gpt(), random_gpt(1)
+    now, frequency = copy.deepcopy(student), torch.rand(VOCAB_SIZE) / 1000
+    optimizer = train.make_optimizer(student, train.Config(lr=0.1, embed_lr=20.0), frequency)
+    importance = [torch.rand_like(p) for p in student.parameters()] if kind == "ewc" else None
+    train.pull_back(student, old, optimizer, train.row_scale(frequency, train.Config.f0), importance, strength)
+    for i, ((name, new), was, before) in enumerate(zip(student.named_parameters(), old.parameters(), now.parameters())):
+        rate = 20.0 / (1 + frequency[:, None] / 0.001) if name == "embed.weight" else torch.tensor(0.1)
+        F = importance[i] if importance else 1.0
+        torch.testing.assert_close(new.data, (before / rate + strength * F * was) / (1 / rate + strength * F), atol=1e-5, rtol=1e-4)
+
+
+def test_l2_holds_the_student_as_the_strength_says(here):
+    def moved(strength):
+        run("--out", "a", "--method", "sft", "--penalty", "l2", "--strength", strength, "--tasks", "1")
+        saved = torch.load("a/checkpoint.pt", weights_only=True)
+        return sum((saved["student"][k] - saved["base"][k]).norm().item() for k in saved["base"])
+
+    weak, strong, stiff = map(moved, ("1e-9", "0.3", "1e9"))
+    assert weak > 1.2 * strong and strong > 100 * stiff
 
 
 def test_fisher_is_the_mean_square_of_single_gradients(monkeypatch):
