@@ -164,15 +164,9 @@ def t_quantile_975(df: int) -> float:
 
 
 def table(rows: dict, columns=COLUMNS) -> str:
-    """A Markdown table in percent, but for steps and seconds; rows: {method: {metric: number, or {"mean", "ci95"}}}."""
-
-    def cell(column, v):
-        mean, ci = (v["mean"], v["ci95"]) if isinstance(v, dict) else (v, None)
-        scale = 1 if column in COST else 100
-        return f"{mean * scale:.0f}" + (f" ± {ci * scale:.0f}" if ci is not None else "")
-
+    """A Markdown table in percent, but for steps and seconds; rows: {method: {metric: number}}."""
     lines = ["| method | " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|---" + "|---:" * len(columns) + "|"]
-    lines += [f"| {name} | " + " | ".join(cell(c, row[c]) for c in columns) + " |" for name, row in rows.items()]
+    lines += [f"| {name} | " + " | ".join(f"{row[c] * (1 if c in COST else 100):.0f}" for c in columns) + " |" for name, row in rows.items()]
     return "\n".join(lines)
 
 
