@@ -182,6 +182,8 @@ def main():
     parser.add_argument("--seeds", type=int, help="the first so many seeds of each experiment (default: all)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, a thread each (default: the cores)")
     args = parser.parse_args()
+    if args.quick and (args.experiments or args.seeds):
+        parser.error("--quick is a set of its own: leave experiments and --seeds out")
     root = os.path.join("out", "quick") if args.quick else ROOT
     todo = [(os.path.join(root, e, str(seed), name), seed, options, (e, name)) for e, seed, name, options in plan(args.experiments or list(EXPERIMENTS), args.quick, args.seeds)]
     waiting = [job for job in todo if not is_done(*job[:3])]

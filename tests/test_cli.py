@@ -1,4 +1,5 @@
 """Every command of the README, in its smallest form, in a copy of the project; and the experiments' command lines."""
+import dataclasses
 import json
 import os
 import re
@@ -120,6 +121,27 @@ def test_evidence_runs_what_is_not_done_and_gathers_what_is(copy, monkeypatch, c
     assert "0 base models and 1 of 2 runs" in said
     assert evidence.expected([("a", 0, "", ("ema", "ema 0")), ("b", 0, "", ("ema", "new")), ("c", 0, "", "")]) == {
         "a": rows[0]["wall_seconds"], "b": (rows[0]["wall_seconds"] + rows[1]["wall_seconds"]) / 2, "c": evidence.PRETRAINING[""]}
+
+
+def test_a_result_of_other_options_is_of_an_older_plan(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    made = dataclasses.asdict(train.parse(["--alpha", "0.5", "--seed", "3", "--threads", "1", "--out", "x"]))
+    (folder / "result.json").write_text(json.dumps({"settings": made}))
+    assert evidence.is_done(str(folder), 3, "--alpha 0.5")
+    assert not evidence.is_done(str(folder), 3, "--alpha 0.4") and not folder.exists()
+
+
+def test_a_run_that_fails_is_told_and_counted(copy, monkeypatch, capsys):
+    folder, _ = copy
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(evidence, "EXPERIMENTS", {"ema": ([0], {"ema 0": f"{TINY} --ema-decay 0"})})
+    monkeypatch.setattr(evidence, "ROOT", str(folder / "fails"))
+    monkeypatch.setattr(evidence, "run", lambda *job: 1)
+    monkeypatch.setattr(sys, "argv", ["evidence.py"])
+    with pytest.raises(SystemExit) as e:
+        evidence.main()
+    assert e.value.code == 2 and "2 runs ended with an error" in capsys.readouterr().err       # the base model and the run
 
 
 def test_data_shows_itself():
