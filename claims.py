@@ -551,11 +551,10 @@ def pareto(ax, runs):
         ax.plot(100 * m["learning_accuracy"], 100 * m["base_retention"], ".", color=COLOR[method], alpha=0.5, markersize=5)
         there.add(method)
     for run in BASELINES:
-        found, (method, _, setting) = of(runs, *run, seeds=ABLATION).values(), run[1].partition(" ")
+        found, method = of(runs, *run, seeds=ABLATION).values(), run[1].split()[0]
         if found and method != "joint":
             (x, dx), (y, dy) = (percents([m[k] for m in found]) for k in ("learning_accuracy", "base_retention"))
             ax.errorbar(x, y, dy, dx, "o", color=COLOR[method], markersize=7, capsize=2, linewidth=1)
-            ax.annotate(setting, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
             there.add(method)
     for method in (m for m in METHODS if m in there):
         ax.plot([], [], "o", color=COLOR[method], label=method)
