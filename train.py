@@ -767,7 +767,7 @@ def provenance() -> dict:
 CHOICES = {"method": ["base", "sft", "joint", "sdft"], "penalty": ["none", "replay", "self-replay", "lwf", "l2", "ewc"], "when": ["always", "needed"],
            "stream": ["mixed", "market"], "divergence": ["forward", "reverse", "jsd"], "preset": ["gpu"], "voice": ["expert", "own"],
            "grader": ["exact", "contains", "last-line"]}
-STRENGTH = {"none": 0.0, "replay": 0.05, "self-replay": 1.0, "lwf": 0.1, "l2": 1e-4, "ewc": 0.1}      # of each penalty
+STRENGTH = {"none": 0.0, "replay": 0.05, "self-replay": 1.0, "lwf": 0.1, "l2": 1e-4, "ewc": 1e5}      # of each penalty
 MACHINE = {"resume", "out", "device", "threads", "save_every"}                                       # what a resumed run may change
 
 
