@@ -20,12 +20,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from data import World
 from eval import draw, fail, load_checkpoint, read_json, read_runs
-from train import base_path, parse
+from train import STRENGTH, base_path, parse
 
 HEADLINE, ABLATION, TUNING = range(6), range(3), [100]      # seeds of base model, world and stream; nothing tuned is reported on its own seed
 RATES = [(0.001, 10), (0.001, 30), (0.001, 100), (0.01, 30)]           # (lr, embed_lr)
 STRENGTHS = {"self-replay": [0.1, 0.3, 1, 3], "lwf": [0.01, 0.03, 0.1, 0.3], "l2": [1e-4, 1e-3, 1e-2, 1e-1], "ewc": [1e2, 3e2, 1e3, 1e5]}
-TUNED = {"self-replay": 0.1, "lwf": 0.1, "l2": 1e-4, "ewc": 1e5}       # of these, the best: half average accuracy, half base retention
+TUNED = STRENGTH | {"self-replay": 0.1}                     # what SFT runs with: the best of these, by half average accuracy, half base retention
 
 
 def trials() -> dict:
@@ -54,7 +54,7 @@ EXPERIMENTS = {
     "market": (HEADLINE, {"sft": "--method sft --stream market", "sdft": "--stream market"}),
     "baselines": (ABLATION, {
         **{f"sft+replay {share:.0%}": f"--method sft --penalty replay --strength {share} --lr 0.01" for share in (0.01, 0.05, 0.1)},
-        **{f"sft+{penalty}": f"--method sft --penalty {penalty} --strength {s}" for penalty, s in TUNED.items()},
+        **{f"sft+{penalty}": f"--method sft --penalty {penalty} --strength {TUNED[penalty]}" for penalty in STRENGTHS},
         "off-policy": "--off-policy",
         "joint": "--method joint"}),
     "variants": (ABLATION, {
@@ -185,7 +185,8 @@ def main():
     if args.quick and (args.experiments or args.seeds):
         parser.error("--quick is a set of its own: leave experiments and --seeds out")
     root = os.path.join("out", "quick") if args.quick else ROOT
-    todo = [(os.path.join(root, e, str(seed), name), seed, options, (e, name)) for e, seed, name, options in plan(args.experiments or list(EXPERIMENTS), args.quick, args.seeds)]
+    todo = [(os.path.join(root, e, str(seed), name), seed, options, (e, name))
+            for e, seed, name, options in plan(args.experiments or list(EXPERIMENTS), args.quick, args.seeds)]
     waiting = [job for job in todo if not is_done(*job[:3])]
     # Base models first: two runs must not make the same one twice.
     kinds = list(dict.fromkeys((seed, architecture(options)) for _, seed, options, _ in waiting))
