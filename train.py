@@ -371,7 +371,8 @@ class Probe:
         said = answers(student, has.base)
         right = np.array([grade(e, a) for e, a in zip(has.base, said)])
         kinds = np.array(has.kinds)
-        done["R"].append([accuracy(student, t.test, score=self.score) if j <= task or task == 0 else float("nan") for j, t in enumerate(has.stream)])  # seen, and the next
+        asked = len(has.stream) if task == 0 else task + 1                                   # all of the base; then what is seen, and the next
+        done["R"].append([accuracy(student, t.test, score=self.score) if j < asked else float("nan") for j, t in enumerate(has.stream)])
         done["base_accuracy"].append(mean(right))
         done["base_by_kind"].append({k: mean(right[kinds == k]) for k in dict.fromkeys(has.kinds)})
         done["voice"].append(mean([in_own_voice(a) for e, a in zip(has.base, said) if e.kind not in GRADERS]))      # a file's answers have no voice
