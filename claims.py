@@ -395,13 +395,37 @@ def moonshot_held_self_replay(runs):
     return at_least(runs, HELD_REPLAY, **HIGHER_MARK)
 
 
-# claim: the experiments of evidence.py that it rests on (none named: all)
-CLAIMS = {new_tasks: "twenty", ten_tasks: "twenty", twenty_tasks: "twenty", gap_grows: "twenty", half_demonstrations: "demonstrations",
-          alpha_one_is_sft: "ten alpha", best_alpha: "ten alpha", frozen_teacher: "ten ema", live_teacher: "ten ema",
-          forward_divergence: "ten variants", same_prompt: "ten variants", own_voice: "ten variants", on_policy: "ten baselines",
-          beats_remedies: "ten baselines", costs_more: "twenty", rare_rows: "ten variants", answer_only: "twenty", model_size: "sizes", in_context: "sizes", drift_predicts: "", families: "twenty",
-          market: "market", where_needed: "twenty", moonshot: "twenty", moonshot_self_replay: "twenty", moonshot_held: "interference",
-          moonshot_held_self_replay: "interference"}
+# claim: who made it, and the experiments of evidence.py that it rests on (none named: all)
+PAPER, CODE, SUMMARY, OURS = "paper", "its code", "summary", "ours"              # summary: of the paper, by others; it says more than the paper does
+CLAIMS = {
+    new_tasks: (SUMMARY, "twenty"),
+    ten_tasks: (SUMMARY, "twenty"),
+    twenty_tasks: (SUMMARY, "twenty"),
+    gap_grows: (SUMMARY, "twenty"),
+    half_demonstrations: (SUMMARY, "demonstrations"),
+    alpha_one_is_sft: (SUMMARY, "ten alpha"),
+    best_alpha: (SUMMARY, "ten alpha"),
+    frozen_teacher: (SUMMARY, "ten ema"),
+    live_teacher: (PAPER, "ten ema"),
+    forward_divergence: (CODE, "ten variants"),
+    same_prompt: (PAPER, "ten variants"),
+    own_voice: (OURS, "ten variants"),
+    on_policy: (PAPER, "ten baselines"),
+    beats_remedies: (OURS, "ten baselines"),
+    costs_more: (PAPER, "twenty"),
+    rare_rows: (OURS, "ten variants"),
+    answer_only: (PAPER, "twenty"),
+    model_size: (PAPER, "sizes"),
+    in_context: (PAPER, "sizes"),
+    drift_predicts: ("Shenfeld et al. 2025, arXiv 2509.04259", ""),
+    families: (OURS, "twenty"),
+    market: (OURS, "market"),
+    where_needed: (OURS, "twenty"),
+    moonshot: (OURS, "twenty"),
+    moonshot_self_replay: (OURS, "twenty"),
+    moonshot_held: (OURS, "interference"),
+    moonshot_held_self_replay: (OURS, "interference"),
+}
 
 
 def judge(claim, runs) -> dict:
@@ -412,10 +436,10 @@ def judge(claim, runs) -> dict:
     except NotMeasured as e:
         seeds, figures, found = e.args[0], {}, "not measured"
     intervals = {name: [None if math.isnan(x) else round(x, 6) for x in interval(v)] for name, v in figures.items()}
-    text, rule = claim.__doc__.split("\n", 1)
-    return {"id": claim.__name__.replace("_", "-"), "claim": text, "rule": " ".join(rule.split()),
+    (text, rule), (source, experiments) = claim.__doc__.split("\n", 1), CLAIMS[claim]
+    return {"id": claim.__name__.replace("_", "-"), "claim": text, "source": source, "rule": " ".join(rule.split()),
             "figure": {k: v[0] for k, v in intervals.items()}, "ci95": {k: v[1] for k, v in intervals.items()},
-            "seeds": seeds, "verdict": found, "command": f"python evidence.py {CLAIMS[claim]}".strip()}
+            "seeds": seeds, "verdict": found, "command": f"python evidence.py {experiments}".strip()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -449,8 +473,8 @@ def found_text(claim) -> str:
 
 
 def claims_text(evidence) -> str:
-    rows = [[c["id"], c["claim"], found_text(c), str(len(c["seeds"])), c["verdict"]] for c in evidence["claims"]]
-    return markdown(["id", "claim", "found", "seeds", "verdict"], rows, left=5)
+    rows = [[c["id"], c["claim"], c["source"], found_text(c), str(len(c["seeds"])), c["verdict"]] for c in evidence["claims"]]
+    return markdown(["id", "claim", "source", "found", "seeds", "verdict"], rows, left=6)
 
 
 def methods_text(runs, wanted, columns, seeds=None) -> str:
@@ -496,8 +520,8 @@ def baselines_text(runs) -> str:
 def ablation_text(runs, experiment) -> str:
     """All runs of an experiment; of twenty tasks with the cost, and the share of tasks that were regularised."""
     seeds, options = EXPERIMENTS[experiment]
-    cost = ["regularised", "generated_tokens", "seconds"] if experiment == "twenty" else []
-    return methods_text(runs, [*BESIDE.get(experiment, []), *[(experiment, name) for name in options]], [*SHORT, "steps", *cost], seeds)
+    more = {"twenty": ["regularised", "generated_tokens", "seconds"], "variants": ["guard_trips"], "calendar": ["guard_trips"]}.get(experiment, [])
+    return methods_text(runs, [*BESIDE.get(experiment, []), *[(experiment, name) for name in options]], [*SHORT, "steps", *more], seeds)
 
 
 def families_text(runs) -> str:
@@ -573,14 +597,14 @@ def group(row) -> str:
     return "sft + a penalty" if name.startswith("sft+") else "sdft + a share of sft" if name == "alpha" else name if name in METHODS else "sdft"
 
 
-def drift(ax, runs):
+def drift(ax, runs, of_base=False):
     """A point a run; no drift at all stands at 0.0001."""
     points = drifts(runs)
     for name in COLOR:
-        xy = [(max(new, 1e-4), 100 * lost) for row, new, _, lost in points if group(row) == name]
+        xy = [(max(base if of_base else new, 1e-4), 100 * lost) for row, new, base, lost in points if group(row) == name]
         if xy:
             ax.plot(*zip(*xy), "o", color=COLOR[name], markersize=3.5, alpha=0.6, label=name)
-    ax.set(xscale="log", xlabel="drift on the last task's prompts, KL(base ‖ model), nats a token", ylabel="base skills lost, percent")
+    ax.set(xscale="log", xlabel="KL(base ‖ model), nats a token", ylabel="base skills lost, percent", title=f"drift on {'base' if of_base else 'new'} prompts")
     return bool(points)
 
 
@@ -630,13 +654,15 @@ def draw(runs, results):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    for picture in (pareto, drift, demonstrations, alpha, interference):
-        fig, ax = plt.subplots(figsize=(7.2, 4), layout="constrained")
-        if picture(ax, runs):
-            ax.set_ylim(max(-3, ax.get_ylim()[0]), min(103, ax.get_ylim()[1]))            # percent: an interval may be wider
-            ax.grid(alpha=0.3)
+    drift_base = functools.partial(drift, of_base=True)
+    for picture in ([pareto], [drift, drift_base], [demonstrations], [alpha], [interference]):
+        fig, axes = plt.subplots(1, len(picture), figsize=(3.6 + 3.6 * len(picture), 4), layout="constrained", squeeze=False)
+        if all([panel(ax, runs) for panel, ax in zip(picture, axes[0])]):
+            for ax in axes[0]:
+                ax.set_ylim(max(-3, ax.get_ylim()[0]), min(103, ax.get_ylim()[1]))        # percent: an interval may be wider
+                ax.grid(alpha=0.3)
             ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-            fig.savefig(os.path.join(results, f"{picture.__name__}.png"), dpi=110)
+            fig.savefig(os.path.join(results, f"{picture[0].__name__}.png"), dpi=110)
         plt.close(fig)
 
 

@@ -224,7 +224,7 @@ def load_checkpoint(path) -> dict:
             state = torch.load(path, map_location="cpu", weights_only=True)
         return state if {"settings", "student", "teacher"} <= state.keys() else fail(f"{path}: not a checkpoint of train.py; give one that it wrote")
     except FileNotFoundError:
-        fail(f"{path}: no such checkpoint; make one with: python train.py --out {os.path.dirname(path) or '.'}")
+        fail(f"{path}: no such checkpoint; make one with: python train.py --out {os.path.dirname(path) or '.'} (a base model: with --method base)")
     except Exception as e:                                 # bytes that are no checkpoint raise whatever they happen to mean to the unpickler
         fail(f"{path}: not a checkpoint, or damaged ({type(e).__name__}); restore it, or remove it and train again")
 
@@ -298,6 +298,7 @@ def write_readme(readme, results="results"):
 def step_text(figures):
     ms = figures["milliseconds"]
     text = "| part of a step | ms |\n|---|---:|\n" + "\n".join(f"| {'**whole step**' if k == 'step' else k} | {v} |" for k, v in ms.items())
+    text += f"\n| rest (each part is timed apart, in memory that is warm; in a step the system hands it out anew) | {2 * ms['step'] - sum(ms.values()):.1f} |"
     if "trl" in figures:
         low, high = min(figures["times_faster_than_trl"]), max(figures["times_faster_than_trl"])
         text += f"\n| the same work by TRL {figures['trl']['version']} | {figures['trl']['step']} |\n\n"

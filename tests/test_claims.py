@@ -107,7 +107,7 @@ CASES = {
 
 def test_each_claim_has_its_cases():
     assert set(CASES) == set(claims.CLAIMS)
-    assert all(e in EXPERIMENTS for experiments in claims.CLAIMS.values() for e in experiments.split())
+    assert all(source and e in EXPERIMENTS for source, experiments in claims.CLAIMS.values() for e in experiments.split())
 
 
 @pytest.mark.parametrize("claim", CASES, ids=lambda c: c.__name__)
@@ -155,7 +155,7 @@ def test_missing_runs_are_not_measured(claim):
     if claim is not claims.drift_predicts:                                                    # its points are runs, not seeds
         one = claims.judge(claim, runs(seeds=[0]))
         assert (one["verdict"], one["seeds"], one["figure"]) == ("not measured", [0], {})
-    used = claims.CLAIMS[claim].split()
+    used = claims.CLAIMS[claim][1].split()
     others = [r for r in runs() if r["experiment"] not in used]
     assert claims.judge(claim, others)["verdict"] == "not measured" or claim is claims.drift_predicts
 
@@ -293,7 +293,7 @@ def test_what_is_reported_runs_with_what_tuning_chose():
                                     for name in ("sft+replay 5%", "sft+self-replay", "sft+lwf", "sft+l2", "sft+ewc"))]:
         found = {key: m[figure] for key, m in trials if key.split()[0] == name}
         (used,) = (key for key in found if parse(options[key].split()) == parse([*command.split(), "--tasks", "5"]))
-        assert len(found) == 4 and found[used] == max(found.values()), (name, used, found)
+        assert len(found) == 6 and found[used] == max(found.values()), (name, used, found)
 
 
 def test_tables():
@@ -334,9 +334,9 @@ def test_command_writes_evidence_and_pictures(tmp_path, monkeypatch, capsys):
     evidence = run_main(tmp_path, rows, monkeypatch)
     assert [c["id"] for c in evidence["claims"]] == [c.__name__.replace("_", "-") for c in claims.CLAIMS]
     assert evidence["versions"] == {"numpy": "1"} and evidence["commit"] == "d"
-    assert {"id", "claim", "figure", "ci95", "seeds", "verdict", "command"} <= evidence["claims"][0].keys()
+    assert {"id", "claim", "source", "figure", "ci95", "seeds", "verdict", "command"} <= evidence["claims"][0].keys()
     assert capsys.readouterr().out.strip() == claims.claims_text(evidence)
-    assert "| ten-tasks | After ten tasks SFT has forgotten at least 42 %, SDFT at most 11 %. | forgetting: sft = 50.0 ± 0.0, sdft = 1.0 ± 0.0; " \
+    assert "| ten-tasks | After ten tasks SFT has forgotten at least 42 %, SDFT at most 11 %. | summary | forgetting: sft = 50.0 ± 0.0, sdft = 1.0 ± 0.0; " \
            "base retention: sft = 65.0 ± 0.0, sdft = 99.5 ± 0.0 | 3 | holds |" in claims.claims_text(evidence)
     for name in ("pareto", "drift", "demonstrations", "alpha", "interference"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
