@@ -23,13 +23,14 @@ from eval import draw, fail, load_checkpoint, read_json, read_runs
 from train import STRENGTH, base_path, parse
 
 HEADLINE, ABLATION, TUNING = range(6), range(3), [100]      # seeds of base model, world and stream; nothing tuned is reported on its own seed
-RATES = [(0.001, 10), (0.001, 30), (0.001, 100), (0.01, 30)]           # (lr, embed_lr)
-STRENGTHS = {"self-replay": [0.1, 0.3, 1, 3], "lwf": [0.01, 0.03, 0.1, 0.3], "l2": [1e-4, 1e-3, 1e-2, 1e-1], "ewc": [1e2, 3e2, 1e3, 1e5]}
+RATES = [(0.001, 3), (0.001, 10), (0.001, 30), (0.001, 100), (0.01, 30), (0.03, 30)]           # (lr, embed_lr)
+STRENGTHS = {"self-replay": [0.01, 0.03, 0.1, 0.3, 1, 3], "lwf": [0.003, 0.01, 0.03, 0.1, 0.3, 1], "l2": [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1],
+             "ewc": [1e2, 3e2, 1e3, 1e4, 1e5, 1e6]}
 TUNED = STRENGTH | {"self-replay": 0.1}                     # what SFT runs with: the best of these, by half average accuracy, half base retention
 
 
 def trials() -> dict:
-    """The same four trials for each method: of its rates or, with a penalty, of its strength at SFT's rates. Five tasks."""
+    """Six trials for each method: of its rates or, with a penalty, of its strength at SFT's rates. Five tasks."""
     methods = {"sft": "--method sft", "sdft": "", "off-policy": "--off-policy", "sft+replay": "--method sft --penalty replay"}
     plan = {f"{name} lr {lr:g} embed {embed}": f"{options} --lr {lr} --embed-lr {embed}" for name, options in methods.items() for lr, embed in RATES}
     for method, penalty in [("sdft", "self-replay"), *(("sft", p) for p in STRENGTHS)]:
@@ -177,13 +178,18 @@ def gather(root, results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", choices=[*EXPERIMENTS, []], help="which (default: all)")
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"which of {', '.join(EXPERIMENTS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="one seed of a reduced set")
     parser.add_argument("--seeds", type=int, help="the first so many seeds of each experiment (default: all)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, a thread each (default: the cores)")
     args = parser.parse_args()
-    if args.quick and (args.experiments or args.seeds):
+    if unknown := set(args.experiments) - set(EXPERIMENTS):
+        parser.error(f"no experiment is called {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}")
+    if args.quick and (args.experiments or args.seeds is not None):
         parser.error("--quick is a set of its own: leave experiments and --seeds out")
+    for name in ("seeds", "jobs"):
+        if (given := getattr(args, name)) is not None and given < 1:
+            parser.error(f"--{name} {given}: must be 1 or more")
     root = os.path.join("out", "quick") if args.quick else ROOT
     todo = [(os.path.join(root, e, str(seed), name), seed, options, (e, name))
             for e, seed, name, options in plan(args.experiments or list(EXPERIMENTS), args.quick, args.seeds)]

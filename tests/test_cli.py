@@ -97,7 +97,7 @@ def test_every_run_of_an_experiment_is_a_valid_command(experiment):
 
 def test_tuning_gives_each_method_the_same_number_of_trials():
     per_method = Counter(name.split()[0] for name in evidence.trials())
-    assert len(per_method) == 9 and set(per_method.values()) == {4}
+    assert len(per_method) == 9 and set(per_method.values()) == {6}
 
 
 def test_evidence_runs_what_is_not_done_and_gathers_what_is(copy, monkeypatch, capsys):
@@ -142,6 +142,15 @@ def test_a_run_that_fails_is_told_and_counted(copy, monkeypatch, capsys):
     with pytest.raises(SystemExit) as e:
         evidence.main()
     assert e.value.code == 2 and "2 runs ended with an error" in capsys.readouterr().err       # the base model and the run
+
+
+@pytest.mark.parametrize("arguments, said", [("emma", "no experiment is called emma; there are tune,"), ("ema --seeds 0", "--seeds 0: must be 1 or more"),
+                                             ("--jobs 0", "--jobs 0: must be 1 or more"), ("--quick ema", "leave experiments and --seeds out")])
+def test_evidence_refuses_what_it_cannot_run(monkeypatch, capsys, arguments, said):
+    monkeypatch.setattr(sys, "argv", ["evidence.py", *arguments.split()])
+    with pytest.raises(SystemExit) as e:
+        evidence.main()
+    assert e.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_data_shows_itself():
