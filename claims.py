@@ -358,8 +358,8 @@ def where_needed(runs):
     SDFT with self-replay, twenty tasks. Margins: where needed - always + 1 point, in average accuracy and in base retention; tokens generated less."""
     seeds, found = paired(runs, {"never": (*SDFT, 20), "needed": (*NEEDED, 20), "always": (*REPLAY, 20)})
     needed, always = found["needed"], found["always"]
-    margins = [needed[k] - always[k] + POINT for k in ("average_accuracy", "base_retention")]
-    return seeds, show(found, "average_accuracy", "base_retention", "generated_tokens", "regularised"), [*margins, always["generated_tokens"] - needed["generated_tokens"]], []
+    margins = [needed[k] - always[k] + POINT for k in ("average_accuracy", "base_retention")] + [always["generated_tokens"] - needed["generated_tokens"]]
+    return seeds, show(found, "average_accuracy", "base_retention", "generated_tokens", "regularised"), margins, []
 
 
 def at_least(runs, method, **bounds):
@@ -486,7 +486,8 @@ def methods_text(runs, wanted, columns, seeds=None) -> str:
 
 
 BASELINES = [SFT10, *[("baselines", name) for name in EXPERIMENTS["baselines"][1]], SDFT10, REPLAY10]
-BESIDE = {"interference": [SFT, SDFT], "variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}          # what an experiment is compared with, on its seeds
+# what an experiment is compared with, on its seeds
+BESIDE = {"interference": [SFT, SDFT], "variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}
 
 
 SHORT = ["learning_accuracy", "average_accuracy", "forgetting", "retention", "base_retention", "voice_retention", "teacher_retention"]

@@ -405,7 +405,8 @@ def shown_accuracy(teacher, batch, examples) -> float:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Penalties: what holds the student to what it could do before. `remember` is what a penalty keeps, made anew as a task begins;
-# `penalty_loss` is the second loss of one step or, where the penalty is on the weights, `pull_back` what follows the step. None of them stores data, but for replay; `--when needed` takes tests of past tasks.
+# `penalty_loss` is the second loss of one step or, where the penalty is on the weights, `pull_back` what follows the step. Only replay
+# stores data; `--when needed` takes tests of past tasks.
 
 
 def remember(config, model, stream, task, memory):
@@ -636,8 +637,8 @@ def learn(config, lessons=None, start=None, **passed_on):
             task, step = task + 1, 0
             probe.measure(student, done, task)
             learned, seen = done["R"][task][task - 1], np.mean(done["R"][task][:task])
-            log.say(f"task {task}/{len(stream)} {stream[task - 1].family}: {done['R'][task - 1][task - 1]:.2f} before, learned to {learned:.2f} in {done['steps'][-1]} steps; "
-                    f"all seen {seen:.2f}, base {done['base_accuracy'][task]:.2f}, own voice {done['voice'][task]:.2f}, "
+            log.say(f"task {task}/{len(stream)} {stream[task - 1].family}: {done['R'][task - 1][task - 1]:.2f} before, learned to {learned:.2f} in "
+                    f"{done['steps'][-1]} steps; all seen {seen:.2f}, base {done['base_accuracy'][task]:.2f}, own voice {done['voice'][task]:.2f}, "
                     f"shown demonstrations {done['teacher_accuracy'][task]:.2f}")
         if over or log.stop or step % config.save_every == 0:
             checkpoint()
