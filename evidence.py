@@ -39,7 +39,9 @@ def trials() -> dict:
 
 
 SIZES = {"0.3M": "--n-embd 64 --n-head 2", "0.8M": "", "3.7M": "--n-layer 4 --n-embd 256 --n-head 8"}
-PRETRAINING = {"--n-embd 64 --n-head 2": 150, "": 300, "--n-layer 4 --n-embd 256 --n-head 8": 1300}        # seconds of a base model, beside another
+READING = (100, 150, 200, 400, 1800)                        # steps of pretraining: models that read demonstrations less and less badly
+# {what makes a base model, besides its seed: seconds that it takes beside another}
+PRETRAINING = {"": 300, SIZES["0.3M"]: 150, SIZES["3.7M"]: 1200} | {f"--pretrain-steps {n}": n / 6 for n in READING[:-1]}
 ROOT = os.path.join("out", "evidence")
 CALENDAR = f"--init {ROOT}/base/{{seed}} --demos " + " ".join(sorted(glob.glob("examples/calendar/*.jsonl")))
 # experiment: (seeds, {name of the run: options of train.py})
@@ -79,6 +81,7 @@ EXPERIMENTS = {
                                   for n in (16, 32, 64, 128, 256, 512) for method in ("sft", "sdft")}),
     "alpha": (ABLATION, {f"alpha {a / 10:g}": f"--alpha {a / 10}" for a in range(1, 10)} | {"alpha 1": "--alpha 1 --steps 300"}),     # SFT's steps
     "sizes": (ABLATION, {f"{method} {size}": f"--method {method} --tasks 5 {options}" for size, options in SIZES.items() for method in ("sft", "sdft")}),
+    "reading": (ABLATION, {f"{method} {n} steps": f"--method {method} --tasks 5 --guard 0 --pretrain-steps {n}" for n in READING for method in ("sft", "sdft")}),
 }
 PICTURE = ["sft", "sdft", "sdft+self-replay"]               # the runs in the README's first picture
 QUICK = {"twenty": ["sft", "sdft", "sdft+self-replay"], "market": ["sft", "sdft"], "baselines": ["off-policy"], "variants": ["sft own voice"]}
@@ -133,9 +136,9 @@ def settings(config: dict) -> dict:
     return json.loads(json.dumps(config | {"out": "", "resume": False, "threads": 0}))
 
 
-def architecture(options) -> str:
+def kind_of_base(options) -> str:
     """The options that a base model depends on, besides the seed."""
-    return next((size for size in SIZES.values() if size and size in options), "")
+    return next((kind for kind in PRETRAINING if kind and kind in options), "")
 
 
 def digest(result) -> dict:
@@ -195,7 +198,7 @@ def main():
             for e, seed, name, options in plan(args.experiments or list(EXPERIMENTS), args.quick, args.seeds)]
     waiting = [job for job in todo if not is_done(*job[:3])]
     # Base models first: two runs must not make the same one twice.
-    kinds = list(dict.fromkeys((seed, architecture(options)) for _, seed, options, _ in waiting))
+    kinds = list(dict.fromkeys((seed, kind_of_base(options)) for _, seed, options, _ in waiting))
     bases = [(os.path.join(root, "base", f"{seed} {kind}".strip()), seed, f"--method base {kind}", kind) for seed, kind in kinds]
     bases = [job for job in bases if not is_done(*job[:3])]
     guess = expected([*bases, *waiting])

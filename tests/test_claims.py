@@ -50,8 +50,10 @@ IDEAL = {
     **{("alpha", f"alpha {a / 10:g}"): {"base": 0.9} for a in range(1, 10)}, ("alpha", "alpha 0.5"): GOOD, ("alpha", "alpha 1"): SFT | {"base": 0.65},
     **{("demonstrations", f"sft {n}"): {"learned": 0.3 + 0.1 * i, "tasks": 5} for i, n in enumerate(claims.DEMONSTRATIONS)},
     **{("demonstrations", f"sdft {n}"): {"learned": 0.42 + 0.1 * i, "tasks": 5} for i, n in enumerate(claims.DEMONSTRATIONS)},
-    **{("sizes", f"sdft {size}"): {"teacher": 0.8 + 0.1 * i, "tasks": 5} for i, size in enumerate(claims.SIZES)},
+    **{("sizes", f"sdft {size}"): {"tasks": 5} for size in claims.SIZES},
     **{("sizes", f"sft {size}"): {"base": 0.9 - 0.2 * i, "tasks": 5} for i, size in enumerate(claims.SIZES)},
+    **{("reading", f"sdft {n} steps"): {"teacher": 0.2 * (i + 1), "learned": 0.5 + 0.1 * i, "tasks": 5} for i, n in enumerate(claims.READING)},
+    **{("reading", f"sft {n} steps"): {"teacher": 0.2 * (i + 1), "learned": 0.5, "tasks": 5} for i, n in enumerate(claims.READING)},
 }
 
 
@@ -89,10 +91,11 @@ CASES = {
     claims.costs_more: ({"twenty/sdft": {"seconds": [120, 260, 380]}}, {"twenty/sdft": {"seconds": 80.0}}),
     claims.answer_only: ({"twenty/sft": {"two": 0.7}}, {"twenty/sdft": {"two": 0.2}}),
     claims.model_size: ({"sizes/sft 0.8M": {"base": 0.9}}, {"sizes/sft 3.7M": {"base": 0.9}, "sizes/sft 0.8M": {"base": 0.9}}),
-    claims.in_context: ({f"sizes/sdft {s}": {"teacher": t} for s, t in zip(claims.SIZES, ([0.7, 0.8, 0.9], [0.7, 0.8, 1.0], [0.9, 0.9, 1.0]))},
-                        {"sizes/sft 3.7M": {"base": 0.99}, "sizes/sft 0.8M": {"base": 0.99}}),
-    claims.drift_predicts: (all_of("demonstrations", drift=0.1) | all_of("alpha", drift=0.05),
-                            all_of("demonstrations", drift=1) | all_of("twenty", drift=0.001) | all_of("sizes", drift=0.002) | all_of("interference", drift=2)),
+    claims.in_context: ({f"reading/sdft {n} steps": {"learned": x} for n, x in zip(claims.READING, ([0.5, 0.7, 0.9], 0.6, 0.7, [0.5, 0.9, 0.9], 0.9))},
+                        {f"reading/sdft {n} steps": {"learned": 0.9 - 0.1 * i} for i, n in enumerate(claims.READING)}),
+    claims.drift_predicts: (all_of("demonstrations", drift=0.1) | all_of("alpha", drift=0.05) | all_of("reading", drift=0.1),
+                            all_of("demonstrations", drift=1) | all_of("reading", drift=1) | all_of("twenty", drift=0.001) | all_of("sizes", drift=0.002)
+                            | all_of("interference", drift=2)),
     claims.families: ({"twenty/sdft": {"neighbours": [1.0, 1.0, 0.9]}}, {"twenty/sdft": {"learned": 0.9, "final": 0.3}}),
     claims.market: ({"market/sft": {"final": 0.965}}, {"market/sft": {"final": 0.99}}),
     claims.where_needed: ({"twenty/sdft+self-replay where needed": {"tokens": [5, 6, 9.9]}},
@@ -265,7 +268,7 @@ def test_rank_correlation_by_hand():
 
 
 def test_constant_accuracy_with_a_demonstration_tells_nothing():
-    same = {f"sizes/sdft {size}": {"teacher": 1.0} for size in claims.SIZES}
+    same = {f"reading/sdft {n} steps": {"teacher": 1.0} for n in claims.READING}
     assert claims.judge(claims.in_context, runs(same))["verdict"] == "not measured"
 
 
