@@ -490,7 +490,7 @@ def methods_text(runs, wanted, columns, seeds=None) -> str:
 
 BASELINES = [SFT10, *[("baselines", name) for name in EXPERIMENTS["baselines"][1]], SDFT10, REPLAY10]
 # what an experiment is compared with, on its seeds
-BESIDE = {"interference": [SFT, SDFT], "variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}
+BESIDE = {"interference": [SFT, SDFT], "rates": [SFT, SDFT], "variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}
 
 
 SHORT = ["learning_accuracy", "average_accuracy", "forgetting", "retention", "base_retention", "voice_retention", "teacher_retention"]

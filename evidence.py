@@ -53,6 +53,8 @@ EXPERIMENTS = {
         "sdft": "--tasks 20",
         "sdft+self-replay": "--penalty self-replay --tasks 20",
         "sdft+self-replay where needed": "--penalty self-replay --when needed --tasks 20"}),
+    "rates": (HEADLINE, {f"{method} lr {lr:g} embed {embed}": f"--method {method} --lr {lr} --embed-lr {embed} --tasks 20"
+                         for method in ("sft", "sdft") for lr, embed in ((0.03, 30), (0.001, 10))}),               # SFT's other good trials
     "ten": (ABLATION, {"sft": "--method sft", "sdft": "", "sdft+self-replay": "--penalty self-replay"}),       # what the runs of ten tasks below differ from
     "market": (HEADLINE, {"sft": "--method sft --stream market", "sdft": "--stream market"}),
     "baselines": (ABLATION, {
