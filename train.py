@@ -79,7 +79,7 @@ class Config:
     out: str = option("out/run", "folder of the run: checkpoint, log, result")
     resume: bool = option(False, "go on from the checkpoint in the folder")
     # one task
-    lr: float = option(0.001, "learning rate of all weights but the embedding (SGD)")
+    lr: float = option(0.0, "learning rate of all weights but the embedding (SGD); 0: as tuned, 0.03 for sft and 0.001 for sdft")
     embed_lr: float = option(30.0, "rate of the embedding; a row moves at embed_lr / (1 + f / f0), f the word's share of the pretraining tokens")
     f0: float = option(1e-3, "share of the pretraining tokens at which a row moves at half the rate; smaller keeps more and takes more steps; inf: all rows alike")
     steps: int = option(0, "most steps a task; 0: as tuned, 300 for sft and 150 for sdft")
@@ -769,7 +769,8 @@ def provenance() -> dict:
 CHOICES = {"method": ["base", "sft", "joint", "sdft"], "penalty": ["none", "replay", "self-replay", "lwf", "l2", "ewc"], "when": ["always", "needed"],
            "stream": ["mixed", "market"], "divergence": ["forward", "reverse", "jsd"], "preset": ["gpu"], "voice": ["expert", "own"],
            "grader": ["exact", "contains", "last-line"]}
-STRENGTH = {"none": 0.0, "replay": 0.05, "self-replay": 1.0, "lwf": 0.1, "l2": 1e-4, "ewc": 1e5}      # of each penalty
+# of each penalty, as tuned with sft; sdft's trials with self-replay were all alike
+STRENGTH = {"none": 0.0, "replay": 0.05, "self-replay": 0.1, "lwf": 0.1, "l2": 1e-4, "ewc": 1e5, "sdft self-replay": 1.0}
 MACHINE = {"resume", "out", "device", "threads", "save_every"}                                       # what a resumed run may change
 
 
@@ -826,8 +827,9 @@ def parse(argv=None) -> Config:
         parser.error(f"--n-embd {config.n_embd}: must be a multiple of 2 * --n-head ({2 * config.n_head})")
     if not config.out or not config.out.isprintable():
         parser.error(f"--out {config.out!r}: not the name of a folder that can be printed")
+    config.lr = config.lr or {"sft": 0.03, "joint": 0.03}.get(config.method, 0.001)
     config.steps = config.steps or {"sdft": 150}.get(config.method, 300)
-    config.strength = config.strength or STRENGTH[config.penalty]
+    config.strength = config.strength or STRENGTH.get(f"{config.method} {config.penalty}", STRENGTH[config.penalty])
     if config.device == "auto":
         config.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

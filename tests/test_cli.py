@@ -97,7 +97,7 @@ def test_every_run_of_an_experiment_is_a_valid_command(experiment):
 
 def test_tuning_gives_each_method_the_same_number_of_trials():
     per_method = Counter(name.split()[0] for name in evidence.trials())
-    assert len(per_method) == 9 and set(per_method.values()) == {6}
+    assert len(per_method) == 9 and set(per_method.values()) == {7}
 
 
 def test_evidence_runs_what_is_not_done_and_gathers_what_is(copy, monkeypatch, capsys):
