@@ -46,7 +46,7 @@ CALENDAR = f"--init {ROOT}/base/{{seed}} --demos " + " ".join(sorted(glob.glob("
 # experiment: (seeds, {name of the run: options of train.py})
 EXPERIMENTS = {
     "tune": (TUNING, trials()),
-    "tune-f0": (TUNING, {f"{method} f0 {f0:g}": f"--method {method} --f0 {f0} --tasks 20" for method in ("sdft", "sft") for f0 in (1e-2, 1e-3, 1e-4, 1e-5)}),
+    "tune-f0": (TUNING, {f"{method} f0 {f0:g}": f"--method {method} --lr 0.001 --f0 {f0} --tasks 20" for method in ("sdft", "sft") for f0 in (1e-2, 1e-3, 1e-4, 1e-5)}),
     "twenty": (HEADLINE, {
         "sft": "--method sft --tasks 20",
         "sdft": "--tasks 20",
@@ -70,7 +70,7 @@ EXPERIMENTS = {
         "sdft 4 others shown": "--shown 4 --guard 0",
         "sdft all rows alike": "--f0 inf"}),
     "interference": (HEADLINE, {                            # twenty tasks, in which what the tasks share moves less
-        "sft f0 0.0001": "--method sft --f0 0.0001 --tasks 20",
+        "sft lr 0.001 f0 0.0001": "--method sft --lr 0.001 --f0 0.0001 --tasks 20",
         "sdft f0 0.0001": "--f0 0.0001 --tasks 20",
         "sdft+self-replay f0 0.0001": "--penalty self-replay --f0 0.0001 --tasks 20",
         "sdft lr 0.0001": "--lr 0.0001 --tasks 20"}),
@@ -81,8 +81,8 @@ EXPERIMENTS = {
     "demonstrations": (ABLATION, {f"{method} {n}": f"--method {method} --demonstrations {n} --tasks 5"
                                   for n in (16, 32, 64, 128, 256, 512) for method in ("sft", "sdft")}),
     "alpha": (ABLATION, {f"alpha {a / 10:g}": f"--alpha {a / 10}" for a in range(1, 10)} | {"alpha 1": "--alpha 1 --steps 300 --lr 0.03"}),     # SFT's
-    "sizes": (ABLATION, {f"{method} {size}": f"--method {method} --tasks 5 {options}" for size, options in SIZES.items() for method in ("sft", "sdft")}),
-    "reading": (ABLATION, {f"{method} {n} steps": f"--method {method} --tasks 5 --guard 0 --pretrain-steps {n}" for n in READING for method in ("sft", "sdft")}),
+    "sizes": (ABLATION, {f"{method} {size}": f"--method {method} --lr 0.001 --tasks 5 {options}" for size, options in SIZES.items() for method in ("sft", "sdft")}),
+    "reading": (ABLATION, {f"{method} {n} steps": f"--method {method} --lr 0.001 --tasks 5 --guard 0 --pretrain-steps {n}" for n in READING for method in ("sft", "sdft")}),
 }
 PICTURE = ["sft", "sdft", "sdft+self-replay"]               # the runs in the README's first picture
 QUICK = {"twenty": ["sft", "sdft", "sdft+self-replay"], "market": ["sft", "sdft"], "baselines": ["off-policy"], "variants": ["sft own voice"]}

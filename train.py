@@ -770,7 +770,7 @@ CHOICES = {"method": ["base", "sft", "joint", "sdft"], "penalty": ["none", "repl
            "stream": ["mixed", "market"], "divergence": ["forward", "reverse", "jsd"], "preset": ["gpu"], "voice": ["expert", "own"],
            "grader": ["exact", "contains", "last-line"]}
 # of each penalty, as tuned with sft; sdft's trials with self-replay were all alike
-STRENGTH = {"none": 0.0, "replay": 0.05, "self-replay": 0.1, "lwf": 0.1, "l2": 1e-4, "ewc": 1e5, "sdft self-replay": 1.0}
+STRENGTH = {"none": 0.0, "replay": 0.05, "self-replay": 0.1, "lwf": 0.003, "l2": 1e-6, "ewc": 1e4, "sdft self-replay": 1.0}
 MACHINE = {"resume", "out", "device", "threads", "save_every"}                                       # what a resumed run may change
 
 
