@@ -294,7 +294,7 @@ def advantages(runs, experiment, names, figure):
 def model_size(runs):
     """The larger the model, the larger SDFT's advantage over SFT.
     Advantage: score (half average accuracy, half base retention) of sdft - sft. Margins: each size - the next smaller - 1 point.
-    Direction: largest - smallest. (All sizes at the rates that were tuned for 0.8M.)"""
+    Direction: largest - smallest. (Both methods at lr 0.001, tuned for no size but 0.8M.)"""
     seeds, found, ahead = advantages(runs, "sizes", SIZES, "score")
     small, *_, large = steps = list(ahead.values())
     figures = {f"advantage, {size}": a for size, a in ahead.items()} | show(found, "new_with_demonstration")
@@ -303,8 +303,8 @@ def model_size(runs):
 
 def in_context(runs):
     """The better a model uses a demonstration before it is taught, the larger SDFT's advantage over SFT.
-    Models whose pretraining was stopped early use it less well. Advantage: learning accuracy of sdft - sft, no guard (base skills, of which some of
-    these models have hardly any, are left out). Rank correlation over models with the accuracy on new tasks, shown a demonstration.
+    Models whose pretraining was stopped early use it less well. Advantage: learning accuracy of sdft - sft, no guard, both at lr 0.001 (base skills,
+    of which some of these models have hardly any, are left out). Rank correlation over models with the accuracy on new tasks, shown a demonstration.
     Margin: rho - 0.5. Direction: rho."""
     seeds, found, ahead = advantages(runs, "reading", [f"{n} steps" for n in READING], "learning_accuracy")
     rho = rank_correlation(np.concatenate([m["new_with_demonstration"] for m in found.values()]), np.concatenate(list(ahead.values())))

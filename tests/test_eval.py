@@ -72,7 +72,7 @@ def test_no_picture_without_matplotlib(tmp_path, capsys, monkeypatch):
 
 def test_readme_tables_come_from_results(tmp_path):
     evaluate.write_json(str(tmp_path / "step_cpu.json"), {"milliseconds": {"step": 12.5}})
-    evidence = {"id": "i", "claim": "c", "figure": {"x": 0.5}, "ci95": {"x": 0.01}, "seeds": [0, 1], "verdict": "holds"}
+    evidence = {"id": "i", "claim": "c", "source": "paper", "figure": {"x": 0.5}, "ci95": {"x": 0.01}, "seeds": [0, 1], "verdict": "holds"}
     evaluate.write_json(str(tmp_path / "evidence.json"), {"claims": [evidence]})
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- step -->\nold\n<!-- end -->\n<!-- claims -->\nold\n<!-- end -->\nafter\n")
