@@ -182,7 +182,7 @@ def half_demonstrations(runs):
     learned = lambda method, n: found[method, n]["learning_accuracy"]
     ahead = {n: learned("sdft", n // 2) - learned("sft", n) for n in DEMONSTRATIONS[1:]}
     mean, beside = np.mean(list(ahead.values()), axis=0), np.mean([learned("sdft", n // 2) - learned("sft", n // 2) for n in ahead], axis=0)
-    figures = {"mean of sdft(n/2) - sft(n)": mean, "of sdft(n/2) - sft(n/2)": beside} | {f"sdft({n // 2}) - sft({n})": a for n, a in ahead.items()}
+    figures = {"mean of sdft(n/2) - sft(n)": mean, "mean of sdft(n/2) - sft(n/2)": beside} | {f"sdft({n // 2}) - sft({n})": a for n, a in ahead.items()}
     return seeds, figures, [mean + POINT, *[(interval(a)[0] + POINT, 0.0) for a in ahead.values()], beside - POINT], [mean + POINT]
 
 
@@ -328,7 +328,13 @@ def drift_predicts(runs):
         raise NotMeasured(seeds)
     _, new, base, lost = zip(*points)
     rho, half = rank_correlation(new, lost)
-    return seeds, {"rho": (rho, half), "rho, base prompts": rank_correlation(base, lost)}, [(rho - 0.7, half)], [(rho, half)]
+    figures = {"rho": (rho, half), "rho, base prompts": rank_correlation(base, lost)}
+    for name in ("sft", "sdft"):                           # within a kind of method: between them it mostly tells which is which
+        some = [p[1:] for p in points if p[0]["method"].startswith(name)]
+        if len(some) >= 10:
+            new, base, lost = zip(*some)
+            figures |= {f"rho, {name} alone": rank_correlation(new, lost), f"rho, {name} alone on base prompts": rank_correlation(base, lost)}
+    return seeds, figures, [(rho - 0.7, half)], [(rho, half)]
 
 
 def by_family(rows) -> dict:
@@ -490,7 +496,7 @@ def methods_text(runs, wanted, columns, seeds=None) -> str:
 
 BASELINES = [SFT10, *[("baselines", name) for name in EXPERIMENTS["baselines"][1]], SDFT10, REPLAY10]
 # what an experiment is compared with, on its seeds
-BESIDE = {"interference": [SFT, SDFT], "rates": [SFT, SDFT], "variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}
+BESIDE = {"interference": [SFT, ("rates", "sft lr 0.001 embed 30"), SDFT], "rates": [SFT, SDFT], "variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}
 
 
 SHORT = ["learning_accuracy", "average_accuracy", "forgetting", "retention", "base_retention", "voice_retention", "teacher_retention"]
@@ -524,7 +530,7 @@ def baselines_text(runs) -> str:
 def ablation_text(runs, experiment) -> str:
     """All runs of an experiment; of twenty tasks with the cost, and the share of tasks that were regularised."""
     seeds, options = EXPERIMENTS[experiment]
-    more = {"twenty": ["regularised", "generated_tokens", "seconds"], "variants": ["guard_trips"], "calendar": ["guard_trips"]}.get(experiment, [])
+    more = {"twenty": ["regularised", "generated_tokens", "seconds"], **dict.fromkeys(("variants", "calendar", "market", "alpha"), ["guard_trips"])}.get(experiment, [])
     return methods_text(runs, [*BESIDE.get(experiment, []), *[(experiment, name) for name in options]], [*SHORT, "steps", *more], seeds)
 
 

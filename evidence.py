@@ -163,9 +163,12 @@ def gather(root, results):
         for key in ((experiment, seed, name) for seed in seeds for name in options):
             done = os.path.join(root, *map(str, key), "result.json")
             if os.path.exists(done):
-                result = read_json(done)
+                result, command = read_json(done), options[key[2]].format(seed=key[1])
+                if settings(result["settings"]) != settings(dataclasses.asdict(parse([*command.split(), "--seed", str(key[1])]))):
+                    rows.pop(key, None)                    # of an older plan: the command would not make it
+                    continue
                 rows[key] = {"experiment": experiment, "seed": key[1], "name": key[2], **digest(result),
-                             "command": f"python train.py {options[key[2]].format(seed=key[1])} --seed {key[1]}"}       # also of a run that was resumed
+                             "command": f"python train.py {command} --seed {key[1]}"}       # also of a run that was resumed
                 about = {k: result[k] for k in ("versions", "machine")}
     order = [(e, seed, name) for e, (seeds, options) in EXPERIMENTS.items() for seed in seeds for name in options]
     if not rows:

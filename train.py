@@ -82,7 +82,7 @@ class Config:
     lr: float = option(0.0, "learning rate of all weights but the embedding (SGD); 0: as tuned, 0.03 for sft and 0.001 for sdft")
     embed_lr: float = option(30.0, "rate of the embedding; a row moves at embed_lr / (1 + f / f0), f the word's share of the pretraining tokens")
     f0: float = option(1e-3, "share of the pretraining tokens at which a row moves at half the rate; smaller keeps more and takes more steps; inf: all rows alike")
-    steps: int = option(0, "most steps a task; 0: as tuned, 300 for sft and 150 for sdft")
+    steps: int = option(0, "most steps a task; 0: 300 for sft and 150 for sdft")
     batch_size: int = option(32, "demonstrations a step")
     micro_batch: int = option(0, "rows of the loss scored at once; 0 is the whole batch. The gradient is the same")
     divergence: str = option("forward", "forward = KL(teacher ‖ student), reverse = KL(student ‖ teacher), or jsd")

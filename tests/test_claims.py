@@ -206,7 +206,7 @@ def test_figures_and_intervals_by_hand():
     found = claims.judge(claims.gap_grows, runs())["figure"]                                  # base skills of sft after 5 of 20 tasks: 1 - 0.7 / 4
     assert found["performance, sdft - sft after 5"] == pytest.approx((0.97 / 0.98 - 0.4 / 0.9 + 0.9975 - 0.825) / 2, abs=1e-4)
     found = claims.judge(claims.half_demonstrations, runs())["figure"]
-    assert found["sdft(16) - sft(32)"] == 0.02 and found["of sdft(n/2) - sft(n/2)"] == 0.12
+    assert found["sdft(16) - sft(32)"] == 0.02 and found["mean of sdft(n/2) - sft(n/2)"] == 0.12
     found = claims.judge(claims.best_alpha, runs())["figure"]
     assert found == {"score, alpha 0.5": 1.0, "score, alpha 0": pytest.approx((0.971 + 0.995) / 2)}
     found = claims.judge(claims.answer_only, runs())["figure"]
