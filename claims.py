@@ -654,6 +654,19 @@ def interference(ax, runs):
     return any(drawn[2:])
 
 
+def reading(ax, runs):
+    """A point a model: how much it reads before it is taught, and what SDFT learns more than SFT from there."""
+    try:
+        _, found, ahead = advantages(runs, "reading", [f"{n} steps" for n in READING], "learning_accuracy")
+    except NotMeasured:
+        return False
+    for name, advantage in ahead.items():
+        ax.plot(100 * found[name]["new_with_demonstration"], 100 * advantage, "o", markersize=5, label=f"{name} of pretraining")
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set(xlabel="accuracy on new tasks, shown a demonstration, percent", ylabel="learning accuracy, sdft - sft, points", title="five tasks, no guard")
+    return True
+
+
 def draw(runs, results):
     """<results>/<picture>.png, of each picture that there are runs for."""
     try:
@@ -665,11 +678,12 @@ def draw(runs, results):
     import matplotlib.pyplot as plt
 
     drift_base = functools.partial(drift, of_base=True)
-    for picture in ([pareto], [drift, drift_base], [demonstrations], [alpha], [interference]):
+    for picture in ([pareto], [drift, drift_base], [demonstrations], [alpha], [interference], [reading]):
         fig, axes = plt.subplots(1, len(picture), figsize=(3.6 + 3.6 * len(picture), 4), layout="constrained", squeeze=False)
         if all([panel(ax, runs) for panel, ax in zip(picture, axes[0])]):
             for ax in axes[0]:
-                ax.set_ylim(max(-3, ax.get_ylim()[0]), min(103, ax.get_ylim()[1]))        # percent: an interval may be wider
+                if picture != [reading]:
+                    ax.set_ylim(max(-3, ax.get_ylim()[0]), min(103, ax.get_ylim()[1]))    # percent: an interval may be wider
                 ax.grid(alpha=0.3)
             ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
             fig.savefig(os.path.join(results, f"{picture[0].__name__}.png"), dpi=110)

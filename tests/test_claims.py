@@ -341,7 +341,7 @@ def test_command_writes_evidence_and_pictures(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == claims.claims_text(evidence)
     assert "| ten-tasks | After ten tasks SFT has forgotten at least 42 %, SDFT at most 11 %. | summary | forgetting: sft = 50.0 ± 0.0, sdft = 1.0 ± 0.0; " \
            "base retention: sft = 65.0 ± 0.0, sdft = 99.5 ± 0.0 | 3 | holds |" in claims.claims_text(evidence)
-    for name in ("pareto", "drift", "demonstrations", "alpha", "interference"):
+    for name in ("pareto", "drift", "demonstrations", "alpha", "interference", "reading"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
