@@ -306,7 +306,7 @@ def in_context(runs):
     Models whose pretraining was stopped early use it less well. Advantage: learning accuracy of sdft - sft, no guard, both at lr 0.001 (base skills,
     of which some of these models have hardly any, are left out). Rank correlation over models with the accuracy on new tasks, shown a demonstration.
     Margin: rho - 0.5. Direction: rho."""
-    seeds, found, ahead = advantages(runs, "reading", [f"{n} steps" for n in READING], "learning_accuracy")
+    seeds, found, ahead = advantages(runs, "reading", READING, "learning_accuracy")
     rho = rank_correlation(np.concatenate([m["new_with_demonstration"] for m in found.values()]), np.concatenate(list(ahead.values())))
     figures = {"rho": rho} | show(found, "new_with_demonstration") | {f"advantage, {name}": a for name, a in ahead.items()}
     return seeds, figures, [(rho[0] - 0.5, rho[1])], [rho]
@@ -495,8 +495,10 @@ def methods_text(runs, wanted, columns, seeds=None) -> str:
 
 
 BASELINES = [SFT10, *[("baselines", name) for name in EXPERIMENTS["baselines"][1]], SDFT10, REPLAY10]
-# what an experiment is compared with, on its seeds
-BESIDE = {"interference": [SFT, ("rates", "sft lr 0.001 embed 30"), SDFT], "rates": [SFT, SDFT], "variants": [SFT10, SDFT10], "ema": [SDFT10], "alpha": [SDFT10, SFT10]}
+# what an experiment is compared with, on its seeds; and what its table shows more than others
+BESIDE = {"interference": [SFT, ("rates", "sft lr 0.001 embed 30"), SDFT], "rates": [SFT, SDFT], "variants": [SFT10, SDFT10], "ema": [SDFT10],
+          "alpha": [SDFT10, SFT10]}
+MORE = {"twenty": ["regularised", "generated_tokens", "seconds"]} | dict.fromkeys(("variants", "calendar", "market", "alpha"), ["guard_trips"])
 
 
 SHORT = ["learning_accuracy", "average_accuracy", "forgetting", "retention", "base_retention", "voice_retention", "teacher_retention"]
@@ -528,10 +530,10 @@ def baselines_text(runs) -> str:
 
 
 def ablation_text(runs, experiment) -> str:
-    """All runs of an experiment; of twenty tasks with the cost, and the share of tasks that were regularised."""
+    """All runs of an experiment, behind those that it is compared with."""
     seeds, options = EXPERIMENTS[experiment]
-    more = {"twenty": ["regularised", "generated_tokens", "seconds"], **dict.fromkeys(("variants", "calendar", "market", "alpha"), ["guard_trips"])}.get(experiment, [])
-    return methods_text(runs, [*BESIDE.get(experiment, []), *[(experiment, name) for name in options]], [*SHORT, "steps", *more], seeds)
+    columns = [*SHORT, "steps", *MORE.get(experiment, [])]
+    return methods_text(runs, [*BESIDE.get(experiment, []), *[(experiment, name) for name in options]], columns, seeds)
 
 
 def families_text(runs) -> str:
@@ -657,7 +659,7 @@ def interference(ax, runs):
 def reading(ax, runs):
     """A point a model: how much it reads before it is taught, and what SDFT learns more than SFT from there."""
     try:
-        _, found, ahead = advantages(runs, "reading", [f"{n} steps" for n in READING], "learning_accuracy")
+        _, found, ahead = advantages(runs, "reading", READING, "learning_accuracy")
     except NotMeasured:
         return False
     for name, advantage in ahead.items():
@@ -682,8 +684,8 @@ def draw(runs, results):
         fig, axes = plt.subplots(1, len(picture), figsize=(3.6 + 3.6 * len(picture), 4), layout="constrained", squeeze=False)
         if all([panel(ax, runs) for panel, ax in zip(picture, axes[0])]):
             for ax in axes[0]:
-                if picture != [reading]:
-                    ax.set_ylim(max(-3, ax.get_ylim()[0]), min(103, ax.get_ylim()[1]))    # percent: an interval may be wider
+                if ax.get_ylabel().endswith("percent"):    # an interval may be wider
+                    ax.set_ylim(max(-3, ax.get_ylim()[0]), min(103, ax.get_ylim()[1]))
                 ax.grid(alpha=0.3)
             ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
             fig.savefig(os.path.join(results, f"{picture[0].__name__}.png"), dpi=110)

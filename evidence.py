@@ -8,6 +8,7 @@ A run is a folder out/evidence/<experiment>/<seed>/<name>. What the runs found g
 """
 import argparse
 import dataclasses
+import functools
 import glob
 import json
 import os
@@ -38,9 +39,10 @@ def trials() -> dict:
 
 
 SIZES = {"0.3M": "--n-embd 64 --n-head 2", "0.8M": "", "3.7M": "--n-layer 4 --n-embd 256 --n-head 8"}
-READING = (100, 150, 200, 400, 1800)                        # steps of pretraining: models that read demonstrations less and less badly
+# models that read demonstrations less and less badly
+READING = {f"{n} steps": f"--pretrain-steps {n}" for n in (100, 150, 200, 400, 1800)}
 # {what makes a base model, besides its seed: seconds that it takes beside another}
-PRETRAINING = {"": 300, SIZES["0.3M"]: 150, SIZES["3.7M"]: 1200} | {f"--pretrain-steps {n}": n / 6 for n in READING[:-1]}
+PRETRAINING = {"": 300, SIZES["0.3M"]: 150, SIZES["3.7M"]: 1200} | {f"--pretrain-steps {n}": n / 6 for n in (100, 150, 200, 400)}
 ROOT = os.path.join("out", "evidence")
 CALENDAR = f"--init {ROOT}/base/{{seed}} --demos " + " ".join(sorted(glob.glob("examples/calendar/*.jsonl")))
 # experiment: (seeds, {name of the run: options of train.py})
@@ -81,8 +83,10 @@ EXPERIMENTS = {
     "demonstrations": (ABLATION, {f"{method} {n}": f"--method {method} --demonstrations {n} --tasks 5"
                                   for n in (16, 32, 64, 128, 256, 512) for method in ("sft", "sdft")}),
     "alpha": (ABLATION, {f"alpha {a / 10:g}": f"--alpha {a / 10}" for a in range(1, 10)} | {"alpha 1": "--alpha 1 --steps 300 --lr 0.03"}),     # SFT's
-    "sizes": (ABLATION, {f"{method} {size}": f"--method {method} --lr 0.001 --tasks 5 {options}" for size, options in SIZES.items() for method in ("sft", "sdft")}),
-    "reading": (ABLATION, {f"{method} {n} steps": f"--method {method} --lr 0.001 --tasks 5 --guard 0 --pretrain-steps {n}" for n in READING for method in ("sft", "sdft")}),
+    "sizes": (ABLATION, {f"{method} {size}": f"--method {method} --lr 0.001 --tasks 5 {options}"
+                         for size, options in SIZES.items() for method in ("sft", "sdft")}),
+    "reading": (ABLATION, {f"{method} {steps}": f"--method {method} --lr 0.001 --tasks 5 --guard 0 {options}"
+                           for steps, options in READING.items() for method in ("sft", "sdft")}),
 }
 PICTURE = ["sft", "sdft", "sdft+self-replay"]               # the runs in the README's first picture
 QUICK = {"twenty": ["sft", "sdft", "sdft+self-replay"], "market": ["sft", "sdft"], "baselines": ["off-policy"], "variants": ["sft own voice"]}
@@ -98,13 +102,13 @@ def plan(names, quick, seeds=None) -> list:
 def is_done(folder, seed, options) -> bool:
     """Whether what a run makes is there: a result or, of a base model, the model. What was made with other options than these is of an older plan, and
     removed."""
-    config = parse([*options.format(seed=seed).split(), "--seed", str(seed)])
     result, checkpoint = (os.path.join(folder, name) for name in ("result.json", "checkpoint.pt"))
     for path, read in ((result, read_json), (checkpoint, load_checkpoint)):
         if os.path.exists(path):
-            if settings(read(path)["settings"]) != settings(dataclasses.asdict(config)):
+            if settings(read(path)["settings"]) != planned(options, seed):
                 shutil.rmtree(folder)
             break
+    config = as_planned(options, seed)
     if config.method == "base":
         return os.path.exists(checkpoint) and "pretraining" not in load_checkpoint(checkpoint) and os.path.exists(base_path(config, World(seed)))
     return os.path.exists(result)
@@ -137,6 +141,16 @@ def settings(config: dict) -> dict:
     return json.loads(json.dumps(config | {"out": "", "resume": False, "threads": 0}))
 
 
+def as_planned(options, seed):
+    """The Config of a run in the plan."""
+    return parse([*options.format(seed=seed).split(), "--seed", str(seed)])
+
+
+@functools.cache                                           # `gather` asks for all of them after every run
+def planned(options, seed) -> dict:
+    return settings(dataclasses.asdict(as_planned(options, seed)))
+
+
 def kind_of_base(options) -> str:
     """The options that a base model depends on, besides the seed."""
     return next((kind for kind in PRETRAINING if kind and kind in options), "")
@@ -163,12 +177,12 @@ def gather(root, results):
         for key in ((experiment, seed, name) for seed in seeds for name in options):
             done = os.path.join(root, *map(str, key), "result.json")
             if os.path.exists(done):
-                result, command = read_json(done), options[key[2]].format(seed=key[1])
-                if settings(result["settings"]) != settings(dataclasses.asdict(parse([*command.split(), "--seed", str(key[1])]))):
+                result = read_json(done)
+                if settings(result["settings"]) != planned(options[key[2]], key[1]):
                     rows.pop(key, None)                    # of an older plan: the command would not make it
                     continue
                 rows[key] = {"experiment": experiment, "seed": key[1], "name": key[2], **digest(result),
-                             "command": f"python train.py {command} --seed {key[1]}"}       # also of a run that was resumed
+                             "command": f"python train.py {options[key[2]].format(seed=key[1])} --seed {key[1]}"}       # also of a run that was resumed
                 about = {k: result[k] for k in ("versions", "machine")}
     order = [(e, seed, name) for e, (seeds, options) in EXPERIMENTS.items() for seed in seeds for name in options]
     if not rows:

@@ -52,8 +52,8 @@ IDEAL = {
     **{("demonstrations", f"sdft {n}"): {"learned": 0.42 + 0.1 * i, "tasks": 5} for i, n in enumerate(claims.DEMONSTRATIONS)},
     **{("sizes", f"sdft {size}"): {"tasks": 5} for size in claims.SIZES},
     **{("sizes", f"sft {size}"): {"base": 0.9 - 0.2 * i, "tasks": 5} for i, size in enumerate(claims.SIZES)},
-    **{("reading", f"sdft {n} steps"): {"teacher": 0.2 * (i + 1), "learned": 0.5 + 0.1 * i, "tasks": 5} for i, n in enumerate(claims.READING)},
-    **{("reading", f"sft {n} steps"): {"teacher": 0.2 * (i + 1), "learned": 0.5, "tasks": 5} for i, n in enumerate(claims.READING)},
+    **{("reading", f"sdft {n}"): {"teacher": 0.2 * (i + 1), "learned": 0.5 + 0.1 * i, "tasks": 5} for i, n in enumerate(claims.READING)},
+    **{("reading", f"sft {n}"): {"teacher": 0.2 * (i + 1), "learned": 0.5, "tasks": 5} for i, n in enumerate(claims.READING)},
 }
 
 
@@ -91,8 +91,8 @@ CASES = {
     claims.costs_more: ({"twenty/sdft": {"seconds": [120, 260, 380]}}, {"twenty/sdft": {"seconds": 80.0}}),
     claims.answer_only: ({"twenty/sft": {"two": 0.7}}, {"twenty/sdft": {"two": 0.2}}),
     claims.model_size: ({"sizes/sft 0.8M": {"base": 0.9}}, {"sizes/sft 3.7M": {"base": 0.9}, "sizes/sft 0.8M": {"base": 0.9}}),
-    claims.in_context: ({f"reading/sdft {n} steps": {"learned": x} for n, x in zip(claims.READING, ([0.5, 0.7, 0.9], 0.6, 0.7, [0.5, 0.9, 0.9], 0.9))},
-                        {f"reading/sdft {n} steps": {"learned": 0.9 - 0.1 * i} for i, n in enumerate(claims.READING)}),
+    claims.in_context: ({f"reading/sdft {n}": {"learned": x} for n, x in zip(claims.READING, ([0.5, 0.7, 0.9], 0.6, 0.7, [0.5, 0.9, 0.9], 0.9))},
+                        {f"reading/sdft {n}": {"learned": 0.9 - 0.1 * i} for i, n in enumerate(claims.READING)}),
     claims.drift_predicts: (all_of("demonstrations", drift=0.1) | all_of("alpha", drift=0.05) | all_of("reading", drift=0.1),
                             all_of("demonstrations", drift=1) | all_of("reading", drift=1) | all_of("twenty", drift=0.001) | all_of("sizes", drift=0.002)
                             | all_of("interference", drift=2)),
@@ -268,7 +268,7 @@ def test_rank_correlation_by_hand():
 
 
 def test_constant_accuracy_with_a_demonstration_tells_nothing():
-    same = {f"reading/sdft {n} steps": {"teacher": 1.0} for n in claims.READING}
+    same = {f"reading/sdft {n}": {"teacher": 1.0} for n in claims.READING}
     assert claims.judge(claims.in_context, runs(same))["verdict"] == "not measured"
 
 

@@ -90,9 +90,12 @@ def test_the_loop_of_updates_runs(copy):
 def test_every_run_of_an_experiment_is_a_valid_command(experiment):
     seeds, runs = evidence.EXPERIMENTS[experiment]
     assert len(seeds) in (1, 3, 6) and len(runs) >= 2
+    world = train.World(seeds[0])
     for name, options in runs.items():
         config = train.parse([*options.format(seed=seeds[0]).split(), "--seed", str(seeds[0]), "--out", name])
         assert config.method in ("sft", "sdft", "joint")
+        made_first = train.parse(["--method", "base", *evidence.kind_of_base(options).split(), "--seed", str(seeds[0])])
+        assert config.init or train.base_path(config, world) == train.base_path(made_first, world)
 
 
 def test_tuning_gives_each_method_the_same_number_of_trials():
