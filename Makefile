@@ -1,11 +1,15 @@
-# make demo      pretrain a small GPT, teach it ten tasks by three methods, print a table, draw what was forgotten
-# make test      all tests
-# make evidence  every run behind the README's figures, two at a time (hours; QUICK=1: minutes), and the figures again
+# make demo      pretrain a small GPT, write ten tasks as files, teach them by three methods, print a table, draw a picture
+# make test      the form of the code, and all tests
+# make evidence  every run behind the figures of lab/README.md, two at a time (hours; QUICK=1: minutes), and the figures again
 SEED ?= 0
 OUT ?= out/demo
+BASE ?=
+WORLD ?=
 ARGS ?=
 PYTHON ?= python3
 PY := .venv/bin/python
+FILES := --demos out/world/tasks/*.jsonl --keep out/world/keep.jsonl --reading out/world/reading.jsonl \
+         --neighbours out/world/neighbours.jsonl
 
 .PHONY: demo test evidence
 
@@ -16,28 +20,32 @@ PY := .venv/bin/python
 
 # The base model first, with all cores; then the three methods side by side, a thread each.
 demo: .venv/ready
-	$(PY) train.py --method base --seed $(SEED) --out out/base-$(SEED) $(ARGS)
+	$(PY) lab/pretrain.py --seed $(SEED) --out out/base $(BASE)
+	$(PY) lab/world.py --seed $(SEED) --tasks 10 --out out/world $(WORLD)
 	$(MAKE) --no-print-directory -j2 $(OUT)/sdft+self-replay $(OUT)/sft $(OUT)/sdft
 	$(PY) eval.py $(OUT)
 
-.PHONY: $(OUT)/sft $(OUT)/sdft $(OUT)/sdft+self-replay
+# Two at a time print lines, and none that renews itself.
+METHODS := $(OUT)/sft $(OUT)/sdft $(OUT)/sdft+self-replay
+.PHONY: $(METHODS)
+$(METHODS): export TERM = dumb
 $(OUT)/sft:
-	$(PY) train.py --method sft --seed $(SEED) --threads 1 --out $@ $(ARGS)
+	$(PY) train.py --init out/base $(FILES) --method sft --seed $(SEED) --threads 1 --out $@ $(ARGS)
 $(OUT)/sdft:
-	$(PY) train.py --method sdft --seed $(SEED) --threads 1 --out $@ $(ARGS)
+	$(PY) train.py --init out/base $(FILES) --method sdft --seed $(SEED) --threads 1 --out $@ $(ARGS)
 $(OUT)/sdft+self-replay:
-	$(PY) train.py --method sdft --penalty self-replay --seed $(SEED) --threads 1 --out $@ $(ARGS)
+	$(PY) train.py --init out/base $(FILES) --penalty self-replay --seed $(SEED) --threads 1 --out $@ $(ARGS)
 
 ifdef QUICK
 evidence: .venv/ready
-	$(PY) evidence.py --quick
+	$(PY) lab/evidence.py --quick
 	for e in twenty market baselines variants; do $(PY) eval.py out/quick/$$e/0; done
 else
 evidence: .venv/ready
-	$(PY) evidence.py
-	$(PY) claims.py
-	$(PY) eval.py --readme
+	$(PY) lab/evidence.py
+	$(PY) lab/claims.py
 endif
 
 test: .venv/ready
-	$(PY) -m pytest -q tests
+	.venv/bin/ruff check .
+	$(PY) -m pytest -q -n auto --dist loadfile tests

@@ -1,69 +1,121 @@
 """Measure: accuracy of a model, the metrics of continual learning, tables and pictures made from runs on disk.
 
-    python eval.py out/demo                                         the table of the runs in a folder; their pictures drawn again
+    python eval.py out/demo                                         the table of the runs in a folder, and their picture
     python eval.py --ask out/demo/sdft "tanu: c a d b"              what a trained model answers
-    python eval.py --show-teacher out/demo/sdft                     what student and teacher see, sample and believe, token by token
-    python eval.py --readme                                         write the tables of results/ into README.md
+    python eval.py --show-teacher out/base out/world/tasks/01*      what student and teacher see, sample and believe
 
 R[i, j] is the accuracy on task j after training on task i; row 0 is the base model. All figures are fractions.
 """
 import argparse
 import json
-import math
 import os
-import re
 import sys
-import warnings
-import zipfile
 
 import numpy as np
 import torch
 
-import data
 import sdft
-from data import END, VOCAB_SIZE, World, collate, content, decode, grade, in_own_voice, prompt_ids
+from data import VOICED, WordTokenizer, collate, grade, in_own_voice, into_tasks, read_examples
 from model import GPT, GPTConfig
+from runs import BadInput, ends_in_one_line, load_checkpoint, printable, read_json, write_json
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One model, some examples.
 
-def room(batch) -> int:
-    """Tokens that an answer may have, sampled or greedy: a little more than the longest demonstrated one."""
-    return max(16, batch.response.shape[1] + 2)
 
-
-def answers(model, examples, shown=False, batch=256) -> list[str]:
+def answers(model, tokenizer, examples, shown=False, batch=256) -> list[str]:
     """Greedy answers to the bare prompts, or to the prompts behind their demonstrations."""
     said = []
     for i in range(0, len(examples), batch):
-        b = collate(examples[i : i + batch]).to(model.head.weight.device)
+        b = collate(examples[i : i + batch], tokenizer).to(model.head.weight.device)
         prompt, length = (b.demo_prompt, b.demo_length) if shown else (b.prompt, b.length)
-        response, _ = model.generate(prompt, length, room(b), END, temperature=0)
-        said += [decode(r) for r in response.tolist()]
+        response, _ = model.generate(prompt, length, b.room, tokenizer.end, temperature=0)
+        said += [tokenizer.decode(r) for r in response.tolist()]
     return said
 
 
-def accuracy(model, examples, shown=False, score=grade) -> float:
-    """Mean score of the answers; NaN of none."""
-    scores = [score(e, a) for e, a in zip(examples, answers(model, examples, shown))]
-    return float(np.mean(scores)) if scores else float("nan")
+def mean(values) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
 
 
-def well_formed(example, answer) -> bool:
-    """Does the answer have the form of one, right or wrong: own voice, and as many words of content as were asked for?"""
-    return in_own_voice(answer) and len(content(answer)) == len(example.answer)
+def accuracy(model, tokenizer, examples, shown=False) -> float:
+    """Mean grade of the answers; NaN of none."""
+    return mean([grade(e, a) for e, a in zip(examples, answers(model, tokenizer, examples, shown))])
 
 
-# What a base model must be able to do before it can teach itself anything: at least this share (without a demonstration: at most).
-GATES = {"base": 0.97, "new_without_demonstration": 0.20, "new_with_demonstration": 0.95, "contradicting_demonstration": 0.90,
-         "text_with_demonstration": 0.95, "real_words_with_demonstration": 0.95, "well_formed": 0.98}
+class Drift:
+    """Mean KL(base ‖ model) in nats a token, along the base's own greedy answers to the bare prompts.
+
+    The base answers once, as this is made: its logits for the N tokens of its answers (N, V) stay, on the CPU, and
+    the base itself need not. `model` in its place in a call is what it has become.
+    """
+
+    def __init__(self, base, tokenizer, examples, most=64):
+        self.batch = None
+        if examples:
+            self.batch = collate(examples[:most], tokenizer)
+            self.response, self.mask = self.answer(base, tokenizer)
+            self.logits = self.score(base).cpu()
+
+    def answer(self, base, tokenizer):
+        batch = self.batch.to(base.head.weight.device)
+        return base.generate(batch.prompt, batch.length, batch.room, tokenizer.end, temperature=0)
+
+    @torch.no_grad()
+    def score(self, model):
+        device = model.head.weight.device
+        batch, response, mask = (t.to(device) for t in (self.batch, self.response, self.mask))
+        return sdft.score(model, batch.prompt, batch.length, response)[mask]
+
+    def __call__(self, model) -> float:
+        if self.batch is None:
+            return float("nan")
+        logits = self.score(model)
+        all_of_them = torch.ones(len(logits), device=logits.device)
+        return sdft.distill_loss(logits, self.logits.to(logits.device), all_of_them).item()
+
+
+class Probe:
+    """What is measured before the first task and after each; NaN where there is nothing to measure.
+
+    tasks: what is taught, in this order. keep: examples of what the model should still know, by their task. reading:
+    what it is asked behind a demonstration. neighbours: of facts that a task changes. base: the model before its
+    first task.
+    """
+
+    def __init__(self, base, tokenizer, tasks, keep=(), reading=(), neighbours=()):
+        self.tokenizer, self.tasks = tokenizer, tasks
+        self.keep, self.reading, self.neighbours = keep, reading, neighbours
+        self.kinds = np.array([e.task for e in keep])
+        self.drift_keep = Drift(base, tokenizer, keep)
+        self.drift_new = [Drift(base, tokenizer, task.test) for task in tasks]
+
+    def measure(self, model, learned: int) -> dict:
+        """The figures of a model that has learned the first so many tasks."""
+        said = answers(model, self.tokenizer, self.keep)
+        right = np.array([grade(e, a) for e, a in zip(self.keep, said)])
+        asked = len(self.tasks) if learned == 0 else learned + 1  # all of the base; then what is seen, and the next
+
+        def right_of(examples, shown=False):
+            return accuracy(model, self.tokenizer, examples, shown)
+
+        return {
+            "R": [right_of(task.test) if j < asked else float("nan") for j, task in enumerate(self.tasks)],
+            "base_accuracy": mean(right),
+            "base_by_kind": {kind: mean(right[self.kinds == kind]) for kind in dict.fromkeys(self.kinds.tolist())},
+            "voice": mean([in_own_voice(a) for e, a in zip(self.keep, said) if e.grader in VOICED]),
+            "teacher_accuracy": right_of(self.reading, shown=True),
+            "neighbours": right_of(self.neighbours),
+            "drift_base": self.drift_keep(model),
+            "drift_new": self.drift_new[max(learned - 1, 0)](model),
+        }
 
 
 def continual_metrics(R) -> dict:
     """The metrics of a [T+1, T] accuracy matrix; NaN marks what was not evaluated.
 
-    forgetting: Chaudhry et al. 2018, the final row is not in the maximum, so it can be negative. Transfers: Lopez-Paz and Ranzato
-    2017. retention: mean of R[T, j] / R[j, j] over the tasks before the last that were learned at all.
+    forgetting: Chaudhry et al. 2018, the final row is not in the maximum, so it can be negative. Transfers: Lopez-Paz
+    and Ranzato 2017. retention: mean of R[T, j] / R[j, j] over the tasks before the last that were learned at all.
     """
     R = np.asarray(R, dtype=float)
     T = R.shape[1]
@@ -71,7 +123,7 @@ def continual_metrics(R) -> dict:
         raise ValueError(f"R has shape {R.shape}: expected [T+1, T], row 0 being the base model")
     learned, final, before = np.array([R[j + 1, j] for j in range(T)]), R[T], slice(0, T - 1)
     none = float("nan")
-    kept = [f / l for f, l in zip(final[before], learned[before]) if l > 0]
+    kept = [last / first for last, first in zip(final[before], learned[before]) if first > 0]
     return {
         "average_accuracy": float(final.mean()),
         "learning_accuracy": float(learned.mean()),
@@ -84,38 +136,14 @@ def continual_metrics(R) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Runs on disk: a run is a folder with result.json and checkpoint.pt; a folder of runs gets summary.json, a table and a picture.
+# Runs on disk: a run is a folder with result.json and checkpoint.pt; a folder of runs gets summary.json, a table, a
+# picture.
 
 METRICS = ["learning_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer", "retention"]
 KEPT = ["base_retention", "teacher_retention", "voice_retention"]
 COST = ["steps", "generated_tokens", "seconds", "guard_trips", "never_learned"]
 COLUMNS = ["learning_accuracy", "average_accuracy", "forgetting", "retention", *KEPT, "steps", "seconds"]
 ORDER = ["sft", "sft+self-replay", "sdft", "sdft+self-replay"]
-
-
-def fail(message):
-    """One clear line, exit status 2. What cannot be printed is escaped: a file's name may hold a line break."""
-    print("".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr)
-    sys.exit(2)
-
-
-def read_json(path):
-    with open(path) as f:
-        return json.load(f)
-
-
-def write_json(path, value):
-    """Written whole or not at all: a reader never sees half a file."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        with open(part, "w") as f:
-            json.dump(value, f, indent=1)
-            f.write("\n")
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
 
 
 def read_runs(folder) -> dict:
@@ -129,7 +157,8 @@ def read_runs(folder) -> dict:
             if os.path.exists(os.path.join(path, "log.jsonl")):
                 at_work.append(f"{name}: not finished; {progress(path)}")
     if not runs and not at_work:
-        fail(f"{folder}: no run in it (a folder with result.json or log.jsonl); make one with: python train.py --out {folder}/sdft")
+        raise BadInput(f"{folder}: no run in it (a folder with result.json or log.jsonl); make one with: "
+                       f"python train.py ... --out {folder}/sdft")
     print(*at_work, sep="\n", end="\n" * bool(at_work))
     return dict(sorted(runs.items(), key=lambda r: ORDER.index(r[0]) if r[0] in ORDER else len(ORDER)))
 
@@ -139,7 +168,9 @@ def progress(path) -> str:
     with open(os.path.join(path, "log.jsonl")) as f:
         lines = f.read().split("\n")[:-1]                   # what follows the last line end is being written
     last = json.loads(lines[-1]) if lines else {}
-    return f"task {last['task']}, step {last['step']}, loss {last['loss']:.4f}" if "task" in last else "before its first task"
+    if "task" not in last:
+        return "before its first task"
+    return f"task {last['task']}, step {last['step']}, loss {last['loss']:.4f}"
 
 
 def figure(run, name):
@@ -155,23 +186,31 @@ def summary(runs: dict) -> dict:
     }
 
 
-def t_quantile_975(df: int) -> float:
-    """97.5 % point of Student's t, by its distribution function on a grid (for one number scipy is not needed)."""
-    x = np.linspace(0, 200, 400_001)
-    density = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi) * (1 + x * x / df) ** (-(df + 1) / 2)
-    mass = 0.5 + np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2) * (x[1] - x[0])])
-    return float(np.interp(0.975, mass, x))
-
-
 def table(rows: dict, columns=COLUMNS) -> str:
     """A Markdown table in percent, but for steps and seconds; rows: {method: {metric: number}}."""
-    lines = ["| method | " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|---" + "|---:" * len(columns) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{row[c] * (1 if c in COST else 100):.0f}" for c in columns) + " |" for name, row in rows.items()]
+    header = " | ".join(c.replace("_", " ") for c in columns)
+    lines = [f"| method | {header} |", "|---" + "|---:" * len(columns) + "|"]
+    for name, row in rows.items():
+        cells = [f"{row[c] * (1 if c in COST else 100):.0f}" for c in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def changes(result) -> str:
+    """What was learned and what was forgotten, task by task: accuracy before, when learned, now."""
+    R, kinds = result["R"], result["base_by_kind"]
+    rows = [(f"new: {name}", R[j][j], R[j + 1][j], R[-1][j]) for j, name in enumerate(result["tasks"])]
+    rows += [(f"kept: {name}", kinds[0][name], float("nan"), kinds[-1][name]) for name in kinds[0]]
+    lines = [f"{'task':32s} {'before':>8s} {'learned':>8s} {'now':>8s}"]
+    for name, *figures in rows:
+        cells = [f"{x:8.2f}".replace("nan", "  –") for x in figures]
+        lines.append(f"{name:32.32s} {' '.join(cells)}")
     return "\n".join(lines)
 
 
 def draw(runs: dict, path):
-    """Heat maps of R (rows: after task i, row 0 the base; the diagonal outlined), what is left after each task, the teacher as it trains."""
+    """Heat maps of R (rows: after task i, row 0 the base; the diagonal outlined), what is left after each task, and
+    how well the teacher read its demonstrations as it trained."""
     try:
         import matplotlib
     except ImportError:
@@ -192,17 +231,21 @@ def draw(runs: dict, path):
         every = max(1, T // 5)
         ax.set(xticks=range(0, T, every), xticklabels=range(1, T + 1, every), yticks=range(0, T + 1, every))
     top.colorbar(image, ax=top.axes, label="accuracy", fraction=0.02)
+
     left, right = bottom.subplots(1, 2)
     for name, run in runs.items():
         R = np.array(run["R"], dtype=float)
         seen = [np.mean(R[i, :i]) for i in range(1, len(R))]
         (line,) = left.plot(range(1, len(R)), seen, marker="o", markersize=3, label=f"{name}: tasks seen")
-        left.plot(range(len(R)), run["base_accuracy"], linestyle="--", color=line.get_color(), label=f"{name}: base skills")
-        right.plot(*zip(*run["teacher_curve"]), color=line.get_color(), label=name)
-    left.set(title="what is left", xlabel="tasks learned", xticks=range(0, T + 1, every), ylabel="accuracy", ylim=(-0.02, 1.02))
-    right.set(title="the teacher: accuracy on the demonstrations it is shown", xlabel="step of the stream", ylim=(-0.02, 1.02))
+        color = line.get_color()
+        left.plot(range(len(R)), run["base_accuracy"], linestyle="--", color=color, label=f"{name}: kept skills")
+        right.plot(*zip(*run["teacher_curve"]), color=color, label=name)
+    left.set(title="what is left", xlabel="tasks learned", ylabel="accuracy", ylim=(-0.02, 1.02))
+    left.set(xticks=range(0, T + 1, every))
+    right.set(title="the teacher, shown a demonstration", xlabel="step of the run", ylim=(-0.02, 1.02))
     for ax in (left, right):
-        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(runs))       # below: the lines are everywhere
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}           # the lines are everywhere
+        ax.legend(fontsize=7, ncols=len(runs), **below)
         ax.grid(alpha=0.3)
     fig.savefig(path, dpi=110)
     plt.close(fig)
@@ -212,131 +255,77 @@ def draw(runs: dict, path):
 # A trained checkpoint, looked at.
 
 
-def load_checkpoint(path) -> dict:
-    """A checkpoint of train.py: tensors and plain values alone (weights_only: a file that would execute code is refused)."""
-    if not path.endswith(".pt") or os.path.isdir(path):
-        path = os.path.join(path, "checkpoint.pt")
-    try:
-        with zipfile.ZipFile(path) as file:                # torch.load compares no checksums: a damaged weight would be just another weight
-            if file.testzip():
-                raise zipfile.BadZipFile
-        with warnings.catch_warnings(action="ignore"):     # the unpickler's, on what is refused anyway
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        return state if {"settings", "student", "teacher"} <= state.keys() else fail(f"{path}: not a checkpoint of train.py; give one that it wrote")
-    except FileNotFoundError:
-        fail(f"{path}: no such checkpoint; make one with: python train.py --out {os.path.dirname(path) or '.'} (a base model: with --method base)")
-    except Exception as e:                                 # bytes that are no checkpoint raise whatever they happen to mean to the unpickler
-        fail(f"{path}: not a checkpoint, or damaged ({type(e).__name__}); restore it, or remove it and train again")
-
-
-def load_model(path, which="student") -> tuple[GPT, dict]:
-    """The student or the teacher of a checkpoint, and all that the checkpoint holds. The tokenizer learns its words."""
+def load_model(path, which="student") -> tuple[GPT, WordTokenizer, dict]:
+    """The student or the teacher of a checkpoint, its tokenizer, and all that the checkpoint holds. Raises BadInput."""
     state = load_checkpoint(path)
     try:
-        data.take_names(state.get("words", {}))
-        rows, width = state[which]["embed.weight"].shape
-        model = GPT(GPTConfig(rows, state["settings"]["n_layer"], state["settings"]["n_head"], width))
+        tokenizer = WordTokenizer(**state["tokenizer"])
+        model = GPT(GPTConfig(**state["model"]))
         model.load_state_dict(state[which])
-        if rows < VOCAB_SIZE or width % (2 * model.config.n_head):
-            raise ValueError(f"{rows} words, width {width}")
+        words, width = model.config.vocab_size, model.config.n_embd
+        if words < tokenizer.n_vocab or width % (2 * model.config.n_head):
+            raise ValueError(f"{words} words, width {width}")
     except Exception:                                      # settings and weights may be anything
-        fail(f"{path}: a checkpoint of another architecture than model.py; train again, or use the version of this project that wrote it")
-    return model.eval(), state
+        raise BadInput(f"{path}: a checkpoint of another architecture than model.py; train again, or use the version "
+                       "of this project that wrote it")
+    return model.eval(), tokenizer, state
 
 
 def ask(path, prompt) -> str:
-    """The greedy answer to a prompt."""
-    model, _ = load_model(path)
-    ids = torch.tensor([prompt_ids(prompt)])
+    """The greedy answer to a prompt. Raises BadInput for one that does not fit."""
+    model, tokenizer, _ = load_model(path)
+    ids = torch.tensor([tokenizer.prompt(prompt)])
     if ids.shape[1] + 32 > model.config.context:
-        fail(f"the prompt has {ids.shape[1]} tokens: with 32 for the answer it does not fit the context of {model.config.context}")
-    response, _ = model.generate(ids, torch.tensor([ids.shape[1]]), 32, END, temperature=0)
-    return decode(response[0].tolist())
+        raise BadInput(f"the prompt has {ids.shape[1]} tokens: with 32 for the answer it does not fit the context of "
+                       f"{model.config.context}; shorten it")
+    response, _ = model.generate(ids, torch.tensor([ids.shape[1]]), 32, tokenizer.end, temperature=0)
+    return tokenizer.decode(response[0].tolist())
 
 
-def word(token) -> str:
-    return data.TOKENIZER.decode([token]) if token < data.TOKENIZER.n_vocab else "(padding)"
+def show_teacher(path, files=()):
+    """The method in a terminal: for the first row of each task both prompts, the student's sample, and what student
+    and teacher thought of each of its tokens. files: demonstrations; those that the run was taught where there are
+    none."""
+    student, tokenizer, state = load_model(path)
+    teacher, _, _ = load_model(path, "teacher")
+    files = files or state["settings"].get("demos")
+    if not files:
+        raise BadInput(f"{path}: a base model was taught no files; name one behind it")
 
+    def word(token):
+        return printable(tokenizer.show([token])) or "(padding)"
 
-def show_teacher(path, n=3):
-    """The method in a terminal: both prompts, the student's sample, and what student and teacher thought of each of its tokens."""
-    student, state = load_model(path)
-    settings = state["settings"] | {"seed": state.get("world_seed", state["settings"]["seed"])}
-    teacher, _ = load_model(path, "teacher")
-    tasks = World(settings["seed"]).stream(settings["tasks"] + n)[settings["tasks"] :]         # tasks that it has not been taught yet
-    for task in tasks:
-        b = collate([task.train[0]])
-        response, mask = student.generate(b.prompt, b.length, room(b), END)
-        q, p = (sdft.score(m, x, l, response)[0].softmax(-1) for m, x, l in ((student, b.prompt, b.length), (teacher, b.demo_prompt, b.demo_length)))
-        kl = sdft.distill_loss(q.log()[None], p.log()[None], mask)
-        print(f"\nthe student sees   {data.TOKENIZER.decode(b.prompt[0].tolist())}\nthe teacher sees   {data.TOKENIZER.decode(b.demo_prompt[0].tolist())}")
-        print(f"the student says   {decode(response[0].tolist())!r}     KL(teacher ‖ student) = {kl:.2f} nats a token\n")
+    for task in into_tasks(read_examples(files, tokenizer, student.config.context // 2), 0, 0):
+        b = collate(task.train[:1], tokenizer)
+        response, mask = student.generate(b.prompt, b.length, b.room, tokenizer.end)
+        with torch.no_grad():
+            student_logits = sdft.score(student, b.prompt, b.length, response)
+            teacher_logits = sdft.score(teacher, b.demo_prompt, b.demo_length, response)
+        kl = sdft.distill_loss(student_logits, teacher_logits, mask)
+        q, p = student_logits[0].softmax(-1), teacher_logits[0].softmax(-1)
+        print(f"\n{task.name}\nthe student sees   {tokenizer.show(b.prompt[0].tolist())}")
+        print(f"the teacher sees   {tokenizer.show(b.demo_prompt[0].tolist())}")
+        print(f"the student says   {tokenizer.decode(response[0])!r}")
+        print(f"KL(teacher ‖ student) = {kl:.2f} nats a token\n")
         print(f"   {'token':12s} {'student':>8s} {'teacher':>8s}   what the teacher would rather say")
         for t in range(int(mask.sum())):
             token, best = int(response[0, t]), int(p[t].argmax())
             print(f"   {word(token):12s} {q[t, token]:8.3f} {p[t, token]:8.3f}   {word(best):12s} {p[t, best]:.3f}")
 
 
-def write_readme(readme, results="results"):
-    """Replaces what stands between <!-- NAME --> and <!-- end --> by the text that BLOCKS make of a JSON under results/."""
-    import claims                                          # here, since it imports this file
-
-    blocks = BLOCKS | claims.BLOCKS
-    with open(readme) as f:
-        text = f.read()
-
-    def fill(match):
-        source, text = blocks[match[1]]
-        return f"<!-- {match[1]} -->\n{text(read_json(os.path.join(results, source + '.json')))}\n<!-- end -->"
-
-    new = re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
-    with open(readme + ".part", "w") as f:
-        f.write(new)
-    os.replace(readme + ".part", readme)
-
-
-def step_text(figures):
-    ms = figures["milliseconds"]
-    text = "| part of a step | ms |\n|---|---:|\n" + "\n".join(f"| {'**whole step**' if k == 'step' else k} | {v} |" for k, v in ms.items())
-    text += f"\n| rest (each part is timed apart, in memory that is warm; in a step the system hands it out anew) | {2 * ms['step'] - sum(ms.values()):.1f} |"
-    if "trl" in figures:
-        low, high = min(figures["times_faster_than_trl"]), max(figures["times_faster_than_trl"])
-        text += f"\n| the same work by TRL {figures['trl']['version']} | {figures['trl']['step']} |\n\n"
-        text += f"TRL takes {low:.1f} to {high:.1f} times as long, timed alternately in one run on a {figures['machine']}."
-    return text
-
-
-def kernel_text(figures):
-    lines = ["| linear loss, 2,048 tokens, width 128 | words | seconds | extra memory, MB |", "|---|---:|---:|---:|"]
-    for r in figures["linear"]:
-        how = "whole logits, eager" if r["chunk"] == 0 else f"chunk {r['chunk']}"
-        lines.append(f"| {how} | {r['V']:,} | {r['seconds']:.2f} | {r['extra_mb']:,.0f} |")
-    lines += ["", "| operator, 600 tokens x 960 words | mean divergence, nats | eager, ms | operator, ms |", "|---|---:|---:|---:|"]
-    lines += [f"| {r['divergence']} | {r['mean_divergence']:.1g} | {r['eager_ms']:.1f} | {r['operator_ms']:.1f} |" for r in figures["operator"]]
-    return "\n".join(lines)
-
-
-# <!-- name of a block in the README --> : (its JSON under results/, its text); claims.py has more
-BLOCKS = {
-    "step": ("step_cpu", step_text),
-    "kernel": ("kernel_cpu", kernel_text),
-}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", help="a folder of runs: print their table, write summary.json, draw forgetting.png")
+    parser.add_argument("folder", nargs="?",
+                        help="a folder of runs: print their table, write summary.json, draw forgetting.png")
     parser.add_argument("--ask", nargs=2, metavar=("RUN", "PROMPT"), help="answer a prompt with a run's student")
-    parser.add_argument("--show-teacher", metavar="RUN", help="student and teacher on a few tasks that the run has not been taught")
-    parser.add_argument("--readme", action="store_true", help="write the tables of results/ into README.md")
+    parser.add_argument("--show-teacher", nargs="+", metavar=("RUN", "FILE"),
+                        help="student and teacher on the first row of each task of some files (default: those that the "
+                             "run was taught)")
     args = parser.parse_args()
     if args.ask:
         print(ask(*args.ask))
     elif args.show_teacher:
-        show_teacher(args.show_teacher)
-    elif args.readme:
-        for readme in ("README.md", os.path.join("examples", "README.md")):
-            write_readme(readme)
+        show_teacher(args.show_teacher[0], args.show_teacher[1:])
     elif args.folder:
         runs = read_runs(args.folder)
         if runs:
@@ -349,5 +338,6 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")     # a terminal that does not know a character is no reason to stop
-    main()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that does not know a character is no reason to stop
+    with ends_in_one_line():
+        main()

@@ -1,5 +1,6 @@
-"""A small GPT: rotary positions, RMSNorm, squared ReLU, no biases. One forward pass for training and scoring, one KV-cached
-`generate` for sampling. Left out: everything that a model of a million parameters does not need (GQA, MoE, quantisation).
+"""A small GPT: rotary positions, RMSNorm, squared ReLU, no biases. One forward pass for training and scoring, one
+KV-cached `generate` for sampling. Left out: everything that a model of a million parameters does not need (GQA, MoE,
+quantisation).
 
 Shapes: B batch, T time, D width, H heads, K = D / H, V vocabulary, S cache slots.
 """
@@ -27,7 +28,8 @@ def rotate(x, cos, sin):
 
 
 def plain_attention(q, k, v, attn_mask=None, is_causal=False):
-    """What F.scaled_dot_product_attention computes, written out. q (B, H, T, K), k and v (B, H, S, K); mask True = may look."""
+    """What F.scaled_dot_product_attention computes, written out. q (B, H, T, K), k and v (B, H, S, K); mask True =
+    may look."""
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5                                        # (B, H, T, S)
     if is_causal:
         attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
@@ -51,14 +53,15 @@ class Block(nn.Module):
 
     def forward(self, x, cos, sin, mask=None, cache=None, slots=None):
         B, T, D = x.shape
-        q, k, v = self.qkv(self.attn_norm(x)).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)   # each (B, H, T, K)
+        q, k, v = self.qkv(self.attn_norm(x)).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:                     # write the new keys and values, then look at all that have been written
+        if cache is not None:  # write the new keys and values, then look at all that have been written
             rows = torch.arange(B, device=x.device)[:, None]
             cache[0][rows, :, slots] = k.transpose(1, 2).to(cache[0].dtype)
             cache[1][rows, :, slots] = v.transpose(1, 2).to(cache[1].dtype)
             k, v = cache[0], cache[1]             # (B, H, S, K)
-        attention = plain_attention if x.device.type == "cpu" else F.scaled_dot_product_attention     # at these lengths no slower there
+        # at these lengths no slower there
+        attention = plain_attention if x.device.type == "cpu" else F.scaled_dot_product_attention
         y = attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         x = x + F.dropout(self.attn_out(y.transpose(1, 2).reshape(B, T, D)), self.dropout, self.training)
         return x + F.dropout(self.mlp_out(F.relu(self.mlp_in(self.mlp_norm(x))).square()), self.dropout, self.training)
@@ -72,7 +75,8 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        nn.init.normal_(self.embed.weight, std=0.3)   # small against Adam's steps: a rare word soon carries what was learned about it
+        # small against Adam's steps: a rare word soon carries what was learned about it
+        nn.init.normal_(self.embed.weight, std=0.3)
         nn.init.zeros_(self.head.weight)              # the first prediction is uniform
         K = config.n_embd // config.n_head
         angles = torch.arange(config.context)[:, None] / 1000 ** (torch.arange(0, K, 2) / K)          # (context, K / 2)
@@ -82,9 +86,9 @@ class GPT(nn.Module):
     def forward(self, tokens, at=None, mask=None, return_hidden=False):
         """tokens (B, T) int64, left-aligned; rows may be padded on the right with anything (attention is causal).
 
-        `at` (B, R) int64: score these positions alone, so that the head sees no prompt and no padding. `mask` (B, 1, T, T) bool
-        replaces the causal mask (packed documents). Returns logits (B, T or R, V), or what the head would read with
-        `return_hidden`, (B, T or R, D). Longer than the context: ValueError.
+        `at` (B, R) int64: score these positions alone, so that the head sees no prompt and no padding. `mask` (B, 1,
+        T, T) bool replaces the causal mask (packed documents). Returns logits (B, T or R, V), or what the head would
+        read with `return_hidden`, (B, T or R, D). Longer than the context: ValueError.
         """
         T = tokens.shape[1]
         self.check_length(T)
@@ -97,25 +101,26 @@ class GPT(nn.Module):
         return x if return_hidden else self.logits(x)
 
     def logits(self, x):
-        """In the precision of the weights whatever the autocast: the logits of a student and a teacher that are close differ by less
-        than bf16 can tell apart."""
+        """In the precision of the weights whatever the autocast: the logits of a student and a teacher that are close
+        differ by less than bf16 can tell apart."""
         with torch.autocast(x.device.type, enabled=False):
             return self.head(x.to(self.head.weight.dtype))
 
     def check_length(self, T):
         if T > self.config.context:
-            raise ValueError(f"a sequence of {T} tokens does not fit the context of {self.config.context}: shorten it or train with a longer context")
+            raise ValueError(f"a sequence of {T} tokens does not fit the context of {self.config.context}: shorten it "
+                             "or train with a longer context")
 
     @torch.no_grad()
     def generate(self, prompt, length, n_new, end, temperature=1.0):
         """Sample answers to prompts of unequal length: prompt (B, P) int64 padded on the right, length (B,) int64.
 
-        temperature 0 is greedy. A row stops at the token `end`; what follows is filled with `end`. Returns (response, mask): (B, R)
-        int64 and bool with R <= n_new; the mask covers each answer up to and including its first end token. A prompt that leaves no
-        room for n_new tokens: ValueError.
+        temperature 0 is greedy. A row stops at the token `end`; what follows is filled with `end`. Returns (response,
+        mask): (B, R) int64 and bool with R <= n_new; the mask covers each answer up to and including its first end
+        token. A prompt that leaves no room for n_new tokens: ValueError.
 
-        The cache has a slot for every position. A row of 3 tokens in a batch padded to 5 writes its padding to slots 3 and 4, but
-        sees them only once its own answer has overwritten them.
+        The cache has a slot for every position. A row of 3 tokens in a batch padded to 5 writes its padding to slots
+        3 and 4, but sees them only once its own answer has overwritten them.
         """
         B, P = prompt.shape
         S = P + n_new
@@ -124,7 +129,7 @@ class GPT(nn.Module):
         caches = [(self.cos.new_zeros(shape), self.cos.new_zeros(shape)) for _ in self.blocks]
         slot = torch.arange(S, device=prompt.device)
 
-        def step(tokens, slots):                  # tokens and their slots (B, T); row and slot say what each token may look at
+        def step(tokens, slots):  # tokens and their slots (B, T); row and slot say what each token may look at
             cos, sin = self.cos[slots][:, None], self.sin[slots][:, None]                             # (B, 1, T, K / 2)
             mask = (slot <= slots[..., None])[:, None]                                                # (B, 1, T, S)
             x = self.embed(tokens)
@@ -133,17 +138,20 @@ class GPT(nn.Module):
             return x
 
         x = step(prompt, slot[:P].expand(B, P))
-        x = x[torch.arange(B, device=x.device), length - 1]                                           # (B, D): each row's last token
+        x = x[torch.arange(B, device=x.device), length - 1]  # (B, D): each row's last token
         response = torch.full((B, n_new), end, device=prompt.device)
         alive = torch.ones(B, dtype=torch.bool, device=prompt.device)
         mask = torch.zeros(B, n_new, dtype=torch.bool, device=prompt.device)
         for i in range(n_new):
             logits = self.logits(self.norm(x))
-            token = logits.argmax(-1) if temperature == 0 else torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
+            if temperature == 0:
+                token = logits.argmax(-1)
+            else:
+                token = torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
             response[:, i] = torch.where(alive, token, end)
             mask[:, i] = alive
             alive = alive & (token != end)
-            if i + 1 == n_new or not alive.any():                                                     # a CPU-GPU sync point
+            if i + 1 == n_new or not alive.any():  # a CPU-GPU sync point
                 break
             x = step(response[:, i : i + 1], (length + i)[:, None])[:, 0]
         return response[:, : i + 1], mask[:, : i + 1]

@@ -1,17 +1,21 @@
-"""Small models and batches that the tests share."""
+"""Small models, files, batches and commands that the tests share."""
 import os
+import shutil
+import subprocess
 import sys
 
 import pytest
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+sys.path[:0] = [ROOT, os.path.join(ROOT, "lab")]
 
-from data import VOCAB_SIZE, World, collate  # noqa: E402
-from model import GPT, GPTConfig  # noqa: E402
+import world as world_module
+from data import collate
+from model import GPT, GPTConfig
 
-torch.set_num_threads(1)                                   # on tensors this small two threads wait for one another: minutes on a busy machine
+torch.set_num_threads(1)          # on tensors this small two threads wait for one another: minutes on a busy machine
+VOCAB_SIZE = 960                  # rows of the small GPT: its tokenizer's words, rounded up to a multiple of 64
 
 
 def pytest_configure(config):
@@ -30,25 +34,56 @@ def random_gpt(seed=0, vocab=VOCAB_SIZE, **config):
 
 @pytest.fixture(scope="session")
 def world():
-    return World(0)
+    return world_module.World(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(world):
+    return world.tokenizer
 
 
 @pytest.fixture
 def batch(world):
     """Eight examples of three families, so that prompts and answers have several lengths."""
-    return collate([task.train[i] for task in world.stream(4, 8, 8) for i in range(2)])
+    return collate([task.train[i] for task in world.stream(4, 8, 8) for i in range(2)], world.tokenizer)
 
 
-def small_probes(patch):
-    """`patch` is monkeypatch.setattr: runs are measured on a few examples, which takes most of the time of a tiny run."""
-    import train
+def write_world(folder, seed=0, **options):
+    """The files of a small world, and the options with which train.py teaches them: few probes, which take most of a
+    tiny run."""
+    small = {"seed": seed, "tasks": 2, "demonstrations": 12, "tests": 4, "kept": 8, "out": str(folder)}
+    config = world_module.Config(**small | options)
+    world_module.write(config)
+    tasks = sorted(os.listdir(folder / "tasks"))
+    return ["--demos", *(str(folder / "tasks" / name) for name in tasks), "--keep", str(folder / "keep.jsonl"),
+            "--reading", str(folder / "reading.jsonl")]
 
-    lessons = train.world_lessons
 
-    def few(*args):
-        has = lessons(*args)
-        for task in has.stream:
-            task.test = task.test[:4]
-        return train.Lessons(has.stream, has.base[:8], has.kinds[:8], has.shown[:8], has.neighbours[:8])
+# The programs at their smallest.
+THREADS = "--threads 1 --device cpu"
+BASE = f"--steps 2 --docs 8 --n-layer 1 --n-head 2 --n-embd 16 {THREADS}"
+WORLD = "--tasks 2 --demonstrations 8 --tests 4 --kept 16"
+LESSON = f"--steps 2 --batch-size 4 --watch-every 1 {THREADS}"
 
-    patch(train, "world_lessons", few)
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """A copy of the project in which `make demo` has been run, smallest form."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in os.listdir(ROOT):
+        if name.endswith((".py", ".md")) or name in ("Makefile", "results", "tests", "examples", "lab"):
+            source = os.path.join(ROOT, name)
+            (shutil.copytree if os.path.isdir(source) else shutil.copy)(source, folder / name)
+    # every base model of a test is made without its gates, which take most of the time
+    pretrain = folder / "lab" / "pretrain.py"
+    pretrain.write_text(pretrain.read_text().replace("gates=gates(model, world)", "gates=dict.fromkeys(GATES, 0.0)"))
+    small = f"BASE='{BASE}' WORLD='{WORLD} --tasks 3' ARGS='{LESSON}'"
+    done = shell(folder, f"make -o .venv/ready demo PY={sys.executable} {small}")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def shell(folder, command):
+    env = {k: v for k, v in os.environ.items() if k != "MAKEFLAGS"}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True)

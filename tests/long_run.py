@@ -1,13 +1,17 @@
 """Does a long run need more and more memory? And is what a run says of the time that is left true?
 
-    python tests/long_run.py                          10,000 steps of a tiny run; writes results/memory.json, exit status 1 if its memory grows
-    python tests/long_run.py --left out/*/log.jsonl   how far the logs of finished runs were wrong about the time that was left
+    python tests/long_run.py                          10,000 steps of a tiny run; writes results/memory.json, exit
+                                                      status 1 if its memory grows
+    python tests/long_run.py --left out/*/log.jsonl   how far the logs of finished runs were wrong about the time that
+                                                      was left
 
-Tiny, since a leak is a matter of steps, not of size: what each step leaves behind adds up whether the model is large or small. The first 2,000
-steps do not count: until then the caches find their size (oneDNN's grow with every new shape of a batch).
+Tiny, since a leak is a matter of steps, not of size: what each step leaves behind adds up whether the model is large or
+small. The first 2,000 steps do not count: until then the caches find their size (oneDNN's grow with every new shape of
+a batch).
 
-The peak, which the log holds, is what a run needs. Alone it could hide a leak: what the allocator has kept is filled before the peak moves. So every
-1,000 steps the allocator is told to give back what is free, and what the process holds then is measured as well; of that 10 KB a step show at once.
+The peak, which the log holds, is what a run needs. Alone it could hide a leak: what the allocator has kept is filled
+before the peak moves. So every 1,000 steps the allocator is told to give back what is free, and what the process holds
+then is measured as well; of that 10 KB a step show at once.
 """
 import argparse
 import ctypes
@@ -20,12 +24,14 @@ import time
 from statistics import median
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+sys.path[:0] = [ROOT, os.path.join(ROOT, "lab")]
 
-STEPS, EVERY = 10_000, 1_000                               # steps of the run, and steps between two figures of results/memory.json
-FROM, MOST = 2_000, 2.0                                    # growth is counted from this step on; more percent than that is a leak
-OPTIONS = (f"--tasks 1 --steps {STEPS} --converged 0 --watch-every 100 --guard 0 --n-layer 1 --n-head 2 --n-embd 16 --pretrain-steps 200 "
-           "--pretrain-docs 16 --batch-size 8 --threads 1 --device cpu --out run")
+STEPS, EVERY = 10_000, 1_000      # steps of the run, and steps between two figures of results/memory.json
+FROM, MOST = 2_000, 2.0           # growth is counted from this step on; more percent than that is a leak
+BASE = "--n-layer 1 --n-head 2 --n-embd 16 --steps 200 --docs 16 --threads 1 --device cpu --out base"
+OPTIONS = ("--init base --demos world/tasks/01-update.jsonl --keep world/keep.jsonl --reading world/reading.jsonl "
+           f"--steps {STEPS} --converged 0 --watch-every 100 --guard 0 --batch-size 8 --threads 1 --device cpu "
+           "--out run")
 MINUTE = 60.0
 
 
@@ -50,31 +56,36 @@ def growth(mb: dict, first=FROM) -> float:
 
 
 def lines_of(log) -> list:
-    """The lines of the steps in a log: those before say what the run is, and one that is half written does not count."""
+    """The lines of the steps in a log: those before say what the run is; one that is half written does not count."""
     with open(log) as f:
         return [json.loads(line) for line in f if line.endswith("\n") and '"step"' in line]
 
 
 def long_run() -> dict:
     """{"peak_mb" and, where it can be measured, "held_mb": {step: MB}}."""
+    import pretrain
+    import runs
     import train
+    import world
 
-    held, step = {}, train.Log.step
+    held, step = {}, runs.Log.step
 
     def measured(log, record, *rest):
         step(log, record, *rest)
         if record["step"] % EVERY == 0:
             held[record["step"]] = held_mb()
 
-    train.Log.step = measured
+    world.main(["--tasks", "1", "--out", "world"])
+    pretrain.main(BASE.split())
+    runs.Log.step = measured
     train.main(OPTIONS.split())
     peak = {line["step"]: line["peak_mb"] for line in lines_of("run/log.jsonl") if line["step"] % EVERY == 0}
     return {"peak_mb": peak} | ({"held_mb": held} if all(held.values()) else {})
 
 
 def errors_of_left(lines) -> list:
-    """|told - true| / true of the seconds that are left, at each line of a finished run's log after its first minute and before its last: in
-    the first one there is little to tell from, and in the last one a second counts too much.
+    """|told - true| / true of the seconds that are left, at each line of a finished run's log after its first minute
+    and before its last: in the first one there is little to tell from, and in the last one a second counts too much.
 
     >>> errors_of_left([{"seconds": s, "left": left} for s, left in ((30, 500), (100, 90), (140, 45), (200, 0))])
     [0.1]
@@ -96,25 +107,30 @@ def report_left(logs):
 
 
 def in_words(errors) -> str:
-    return f"{len(errors)} lines, median {median(errors):.0%}, worst {max(errors):.0%}" if errors else "too short: no line counts"
+    if not errors:
+        return "too short: no line counts"
+    return f"{len(errors)} lines, median {median(errors):.0%}, worst {max(errors):.0%}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--left", nargs="+", metavar="LOG", help="only report how true the time that is left was, in these logs")
+    parser.add_argument("--left", nargs="+", metavar="LOG",
+                        help="only report how true the time that is left was, in these logs")
+    parser.add_argument("--out", default=os.path.join(ROOT, "results", "memory.json"), help="the file that is written")
     args = parser.parse_args()
     if args.left:
         return report_left(args.left)
+    out = os.path.abspath(args.out)
     began, home = time.perf_counter(), os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         measured = long_run()
         os.chdir(home)
-    import train
+    import runs
 
     grown = {name: growth(mb) for name, mb in measured.items()}
-    train.write_json(os.path.join(ROOT, "results", "memory.json"), {
-        **train.provenance(), "command": "python tests/long_run.py", "options": OPTIONS, **measured,
+    runs.write_json(out, {
+        **runs.provenance(), "command": "python tests/long_run.py", "base": BASE, "options": OPTIONS, **measured,
         "growth_percent": grown, "from_step": FROM, "to_step": STEPS})
     print(f"{measured}: growth {grown} % from step {FROM} to {STEPS}, in {time.perf_counter() - began:.0f} s")
     sys.exit(any(percent > MOST for percent in grown.values()))

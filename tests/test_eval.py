@@ -1,13 +1,17 @@
-"""Metrics by hand, tables and pictures from runs on disk, checkpoints that are none."""
+"""Metrics by hand, what a probe measures, tables and pictures from runs on disk, checkpoints that are none."""
+import copy
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 import eval as evaluate
-from conftest import random_gpt
+from conftest import VOCAB_SIZE, random_gpt, write_world
+from data import Example, Task, collate
+from runs import BadInput, load_checkpoint, write_json
 
 NAN = float("nan")
 
@@ -20,7 +24,7 @@ def test_metrics_of_a_3x3_worked_by_hand():
     m = evaluate.continual_metrics(R)
     assert m["average_accuracy"] == pytest.approx((0.6 + 0.9 + 1.0) / 3)
     assert m["learning_accuracy"] == pytest.approx((0.9 + 0.8 + 1.0) / 3)
-    assert m["forgetting"] == pytest.approx(((0.9 - 0.6) + (0.8 - 0.9)) / 2)               # the final row is not in the maximum
+    assert m["forgetting"] == pytest.approx(((0.9 - 0.6) + (0.8 - 0.9)) / 2)      # the final row is not in the maximum
     assert m["backward_transfer"] == pytest.approx(((0.6 - 0.9) + (0.9 - 0.8)) / 2)
     assert m["forward_transfer"] == pytest.approx(((0.3 - 0.2) + (0.1 - 0.0)) / 2)
     assert m["retention"] == pytest.approx((0.6 / 0.9 + 0.9 / 0.8) / 2)
@@ -33,34 +37,116 @@ def test_metrics_leave_out_what_was_not_evaluated_or_never_learned():
     assert m["forgetting"] == pytest.approx(0.125) and m["retention"] == pytest.approx(0.5) and m["never_learned"] == 1
     assert math.isnan(m["forward_transfer"])
     one = evaluate.continual_metrics([[0.0], [1.0]])
-    assert one["average_accuracy"] == 1.0 and all(math.isnan(one[k]) for k in ("forgetting", "backward_transfer", "forward_transfer", "retention"))
+    assert one["average_accuracy"] == 1.0
+    assert all(math.isnan(one[k]) for k in ("forgetting", "backward_transfer", "forward_transfer", "retention"))
     with pytest.raises(ValueError, match=r"expected \[T\+1, T\]"):
         evaluate.continual_metrics(np.zeros((3, 3)))
 
 
-@pytest.mark.parametrize("df, value", [(2, 4.3027), (5, 2.5706), (30, 2.0423)])             # printed tables of Student's t
-def test_t_quantile(df, value):
-    assert evaluate.t_quantile_975(df) == pytest.approx(value, abs=2e-3)
+# ---------------------------------------------------------------------------------------------------------------------
+# What a probe measures.
+
+
+def test_answers_do_not_depend_on_their_batch(world, tokenizer):
+    gpt, examples = random_gpt(), world.stream(4, 4, 2)[0].train
+    alone = [evaluate.answers(gpt, tokenizer, [e])[0] for e in examples]
+    assert evaluate.answers(gpt, tokenizer, examples) == evaluate.answers(gpt, tokenizer, examples, batch=3) == alone
+    shown = evaluate.answers(gpt, tokenizer, examples, shown=True)
+    batch = collate(examples, tokenizer)
+    said, _ = gpt.generate(batch.demo_prompt, batch.demo_length, batch.room, tokenizer.end, temperature=0)
+    assert shown == [tokenizer.decode(ids) for ids in said] != alone
+    assert evaluate.answers(gpt, tokenizer, []) == [] and math.isnan(evaluate.accuracy(gpt, tokenizer, []))
+
+
+def test_drift_is_the_divergence_along_the_answers_of_the_base(world, tokenizer):
+    """Against float64, one answer at a time; the base may change once it has been asked."""
+    base, other, examples = random_gpt(0), random_gpt(1), world.stream(4, 4, 2)[0].train
+    first, asked = copy.deepcopy(base), evaluate.Drift(base, tokenizer, examples)
+    assert asked(base) == 0 and asked.logits.device.type == "cpu"
+    with torch.no_grad():
+        base.head.weight.mul_(2)
+    base, other = first.double(), other.double()
+    kl, n = 0.0, 0
+    for e in examples:
+        ids = torch.tensor([tokenizer.prompt(e.prompt)])
+        room = collate(examples, tokenizer).room
+        said, mask = base.generate(ids, torch.tensor([ids.shape[1]]), room, tokenizer.end, temperature=0)
+        whole, at = torch.cat([ids, said[:, : mask.sum()]], 1), slice(ids.shape[1] - 1, -1)
+        p, q = (model(whole)[0, at].log_softmax(-1) for model in (base, other))
+        kl, n = kl + (p.exp() * (p - q)).sum().item(), n + len(p)
+    assert asked(other.float()) == pytest.approx(kl / n, rel=1e-4)
+    assert math.isnan(evaluate.Drift(base, tokenizer, [])(other))
+
+
+def is_short(said):
+    return len(said) < 50
+
+
+def some_right(gpt, tokenizer, examples, right, shown=False):
+    """The examples as text, the first so many with the very answer that the model gives."""
+    said = evaluate.answers(gpt, tokenizer, examples, shown)
+    return [Example(e.prompt, e.response, a if i < right else "-", "content") for i, (e, a) in
+            enumerate(zip(examples, said))]
+
+
+def test_a_probe_measures_what_was_learned_what_was_kept_and_what_comes_next(world, tokenizer, monkeypatch):
+    monkeypatch.setattr(evaluate, "in_own_voice", is_short)
+    stream, base, gpt = world.stream(7, 4, 6), random_gpt(0), random_gpt(1)
+    tasks = [Task(t.name, t.train, some_right(gpt, tokenizer, t.test, i + 1)) for i, t in enumerate(stream[:4])]
+    reading = some_right(gpt, tokenizer, stream[4].train, 3, shown=True)
+    neighbours = some_right(gpt, tokenizer, stream[5].train, 1)
+    keep = some_right(gpt, tokenizer, stream[6].test, 5)
+    for i, e in enumerate(keep):
+        e.task = "odd" if i % 2 else "even"
+    probe = evaluate.Probe(base, tokenizer, tasks, keep, reading, neighbours)
+    for learned, known in ((0, 4), (1, 2), (2, 3), (3, 4), (4, 4)):               # what is seen, and the next
+        found = probe.measure(gpt, learned)
+        assert found["R"][:known] == [1 / 6, 2 / 6, 3 / 6, 4 / 6][:known] and np.isnan(found["R"][known:]).all()
+        about = tasks[max(learned - 1, 0)].test
+        assert found["drift_new"] == evaluate.Drift(base, tokenizer, about)(gpt) > 0
+    assert found["base_accuracy"] == 5 / 6 and found["base_by_kind"] == {"even": 1, "odd": 2 / 3}
+    assert found["voice"] == np.mean([is_short(a) for a in evaluate.answers(gpt, tokenizer, keep)]) != 0
+    assert found["teacher_accuracy"] == 3 / 4 and found["neighbours"] == 1 / 4
+    assert found["drift_base"] == evaluate.Drift(base, tokenizer, keep)(gpt)
+    assert probe.measure(base, 0)["drift_base"] == 0
+
+
+def test_of_what_there_is_not_a_probe_measures_nothing(world, tokenizer):
+    task, gpt = world.stream(1, 4, 4)[0], random_gpt()
+    found = evaluate.Probe(gpt, tokenizer, [task]).measure(gpt, 0)
+    assert found.pop("base_by_kind") == {} and found.pop("drift_new") == 0 and 0 <= found.pop("R")[0] <= 1
+    assert len(found) == 5 and all(math.isnan(value) for value in found.values()), found
+    texts = [copy.copy(e) for e in task.test]              # whose graders know no voices
+    for e in texts:
+        e.grader = "exact"
+    assert math.isnan(evaluate.Probe(gpt, tokenizer, [task], keep=texts).measure(gpt, 0)["voice"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs on disk.
 
 
 def fake_run(folder, name, seed, accuracy):
     R = [[0.0, 0.0], [accuracy, 0.0], [accuracy / 2, accuracy]]
-    run = {"method": name, "settings": {"seed": seed}, "command": "c", "commit": "d", "versions": {}, "machine": "m", "gates": {"base": 1.0}, "R": R,
-           "base_accuracy": [1.0, 0.9, 0.8], "teacher_curve": [[1, 1.0], [2, 0.9]], "seconds": [4.0, 6.0], "steps": [5, 6], "guard_trips": 0, "generated_tokens": [3, 4], "base_retention": 0.8, "teacher_retention": 1.0,
-           "voice_retention": 1.0, **evaluate.continual_metrics(R)}
-    evaluate.write_json(str(folder / name / "result.json"), run)
+    run = {"method": name, "settings": {"seed": seed}, "command": "c", "commit": "d", "versions": {}, "machine": "m",
+           "gates": {"base": 1.0}, "R": R, "base_accuracy": [1.0, 0.9, 0.8], "teacher_curve": [[1, 1.0], [2, 0.9]],
+           "seconds": [4.0, 6.0], "steps": [5, 6], "guard_trips": 0, "generated_tokens": [3, 4], "base_retention": 0.8,
+           "teacher_retention": 1.0, "voice_retention": 1.0, **evaluate.continual_metrics(R)}
+    write_json(str(folder / name / "result.json"), run)
 
 
 def test_table_summary_and_picture_from_disk(tmp_path, capsys, monkeypatch):
     for name in ("sdft", "sft", "other"):
         fake_run(tmp_path, name, 0, 0.9)
-    (tmp_path / "running").mkdir()                                                          # no result yet: not in the table
+    (tmp_path / "running").mkdir()                         # no result yet: not in the table
     monkeypatch.setattr("sys.argv", ["eval.py", str(tmp_path)])
     evaluate.main()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:-1]] == ["| sft", "| sdft", "| other"] and lines[-1] == f"in percent; wrote {tmp_path}/forgetting.png"
+    assert [line.split(" | ")[0] for line in lines[2:-1]] == ["| sft", "| sdft", "| other"]
+    assert lines[-1] == f"in percent; wrote {tmp_path}/forgetting.png"
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert set(summary["methods"]) == {"sft", "sdft", "other"} and summary["methods"]["sft"]["forgetting"] == pytest.approx(0.45)
+    assert set(summary["methods"]) == {"sft", "sdft", "other"}
+    assert summary["methods"]["sft"]["forgetting"] == pytest.approx(0.45)
     assert (tmp_path / "forgetting.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -70,20 +156,10 @@ def test_no_picture_without_matplotlib(tmp_path, capsys, monkeypatch):
     assert "matplotlib is missing" in capsys.readouterr().out and not (tmp_path / "x.png").exists()
 
 
-def test_readme_tables_come_from_results(tmp_path):
-    evaluate.write_json(str(tmp_path / "step_cpu.json"), {"milliseconds": {"step": 12.5}})
-    evidence = {"id": "i", "claim": "c", "source": "paper", "figure": {"x": 0.5}, "ci95": {"x": 0.01}, "seeds": [0, 1], "verdict": "holds"}
-    evaluate.write_json(str(tmp_path / "evidence.json"), {"claims": [evidence]})
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- step -->\nold\n<!-- end -->\n<!-- claims -->\nold\n<!-- end -->\nafter\n")
-    evaluate.write_readme(str(readme), str(tmp_path))
-    text = readme.read_text()
-    assert "| **whole step** | 12.5 |" in text and "50.0 ± 1.0" in text and "\nold\n" not in text and text.startswith("before") and text.endswith("after\n")
-
-
 def test_a_folder_of_runs_at_work(tmp_path, capsys, monkeypatch):
     """Each stage that a run can be in: a line tells it, and nothing fails."""
-    log = {"lock": None, "half": '{"settings"', "begun": '{"settings": {}}\n', "working": '{"settings": {}}\n{"task": 2, "step": 30, "loss": 0.5}\n{"task": 2'}
+    log = {"lock": None, "half": '{"settings"', "begun": '{"settings": {}}\n',
+           "working": '{"settings": {}}\n{"task": 2, "step": 30, "loss": 0.5}\n{"task": 2'}
     for name, text in log.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "lock").touch()
@@ -92,25 +168,54 @@ def test_a_folder_of_runs_at_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["eval.py", str(tmp_path)])
     evaluate.main()
     said = capsys.readouterr().out.splitlines()
-    assert said == ["begun: not finished; before its first task", "half: not finished; before its first task", "working: not finished; task 2, step 30, loss 0.5000"]
+    assert said == ["begun: not finished; before its first task", "half: not finished; before its first task",
+                    "working: not finished; task 2, step 30, loss 0.5000"]
     fake_run(tmp_path, "sdft", 0, 0.9)
     evaluate.main()
     assert "| sdft |" in capsys.readouterr().out
 
 
+def test_a_folder_without_a_run(tmp_path):
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(BadInput) as e:
+            evaluate.read_runs(str(folder))
+        assert str(e.value).startswith(f"{folder}: no run in it") and "\n" not in str(e.value)
+
+
+def test_changes_are_told_task_by_task():
+    kinds = [{"fact": 1.0, "chain": 0.9}, {"fact": 0.5, "chain": 0.9}, {"fact": 0.25, "chain": NAN}]
+    result = {"R": [[0.0, NAN], [0.9, 0.1], [0.8, 1.0]], "tasks": ["01-update", "x" * 40], "base_by_kind": kinds}
+    header, *lines = evaluate.changes(result).splitlines()
+    assert header.split() == ["task", "before", "learned", "now"]
+    cells = [(line[:32].rstrip(), *line[32:].split()) for line in lines]
+    assert cells == [("new: 01-update", "0.00", "0.90", "0.80"), ("new: " + "x" * 27, "0.10", "1.00", "1.00"),
+                     ("kept: fact", "1.00", "–", "0.25"), ("kept: chain", "0.90", "–", "–")]
+    assert {len(line) for line in (header, *lines)} == {len(header)}
+
+
+def test_changes_leave_names_as_they_are():
+    result = {"R": [[0.0], [1.0]], "tasks": ["finance"], "base_by_kind": [{"banana": NAN}, {"banana": 1.0}]}
+    said = evaluate.changes(result)
+    assert "new: finance " in said and "kept: banana " in said and "nan " not in said
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints.
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated", "list", "pickle"])
-def test_a_file_that_is_no_checkpoint_ends_with_one_line(tmp_path, capsys, content):
+def test_a_file_that_is_no_checkpoint_ends_with_one_line(tmp_path, content):
     path = tmp_path / "checkpoint.pt"
     if content == "list":
         torch.save([1, 2], path)
     elif content == "pickle":
-        torch.save({"settings": Boom(), "student": {}, "teacher": {}}, path)
+        torch.save({"settings": Boom(), "model": {}, "tokenizer": {}, "student": {}, "teacher": {}}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(SystemExit) as e:
-        evaluate.load_checkpoint(str(tmp_path))
-    err = capsys.readouterr().err
-    assert e.value.code == 2 and str(path) in err and err.count("\n") == 1 and not Boom.ran
+    for load in (load_checkpoint, evaluate.load_model):
+        with pytest.raises(BadInput) as e:
+            load(str(tmp_path))
+        assert len(e.value.args) == 1 and str(path) in str(e.value) and "\n" not in str(e.value) and not Boom.ran
 
 
 class Boom:
@@ -121,16 +226,71 @@ class Boom:
         return (exec, ("import test_eval; test_eval.Boom.ran = True",))
 
 
-def test_no_checkpoint(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        evaluate.load_checkpoint(str(tmp_path / "none"))
-    assert "no such checkpoint" in capsys.readouterr().err
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(BadInput, match="no such checkpoint"):
+        load_checkpoint(str(tmp_path / "none"))
 
 
-def test_ask_refuses_what_does_not_fit(tmp_path, capsys):
-    model = random_gpt(context=256)
-    torch.save({"settings": {"n_layer": 2, "n_head": 2}, "student": model.state_dict(), "teacher": model.state_dict()}, tmp_path / "checkpoint.pt")
+def save_checkpoint(folder, words, **more):
+    """A checkpoint of two models that nobody has trained."""
+    student, teacher = random_gpt(0), random_gpt(1)
+    state = {"settings": {}, "model": vars(student.config), "tokenizer": words.state(),
+             "student": student.state_dict(), "teacher": teacher.state_dict()}
+    torch.save(state | more, folder / "checkpoint.pt")
+    return student, teacher
+
+
+def test_a_checkpoint_is_a_student_a_teacher_and_their_tokenizer(tmp_path, tokenizer):
+    models = save_checkpoint(tmp_path, tokenizer, history=[1])
+    for path in (tmp_path, tmp_path / "checkpoint.pt"):
+        for which, saved in zip(("student", "teacher"), models):
+            model, words, state = evaluate.load_model(str(path), which)
+            assert all(torch.equal(w, saved.state_dict()[k]) for k, w in model.state_dict().items())
+            assert model.config == saved.config and not model.training and state["history"] == [1]
+            assert words.state() == tokenizer.state()
+
+
+MODEL = vars(random_gpt().config)
+
+
+@pytest.mark.parametrize("other", [
+    {"model": MODEL | {"n_layer": 3}}, {"model": MODEL | {"n_head": 0}}, {"model": {}}, {"model": []},
+    {"model": MODEL | {"n_head": 3}},
+    {"tokenizer": {"spare": []}}, {"tokenizer": {"words": [f"w{i}" for i in range(VOCAB_SIZE)]}}, {"student": {}},
+    {"student": {"embed.weight": 1.0}}])
+def test_a_checkpoint_of_another_architecture(tmp_path, tokenizer, other):
+    save_checkpoint(tmp_path, tokenizer, **other)
+    with pytest.raises(BadInput, match="a checkpoint of another architecture than model.py; train again") as e:
+        evaluate.load_model(str(tmp_path))
+    assert len(e.value.args) == 1 and str(tmp_path) in str(e.value)
+
+
+def test_ask_refuses_what_does_not_fit(tmp_path, tokenizer):
+    save_checkpoint(tmp_path, tokenizer)
     assert isinstance(evaluate.ask(str(tmp_path), "zorp: c a d b"), str)
-    with pytest.raises(SystemExit):
+    with pytest.raises(BadInput, match="does not fit the context of 256"):
         evaluate.ask(str(tmp_path), "x " * 300)
-    assert "does not fit the context of 256" in capsys.readouterr().err
+
+
+def test_what_student_and_teacher_see_is_shown(tmp_path, tokenizer, capsys, monkeypatch):
+    demos = write_world(tmp_path)[1:3]                     # of two tasks
+    save_checkpoint(tmp_path, tokenizer, settings={"demos": demos})
+    for files in ([], demos):
+        monkeypatch.setattr("sys.argv", ["eval.py", "--show-teacher", str(tmp_path), *files])
+        evaluate.main()
+        said = capsys.readouterr().out
+        for path in demos:
+            with open(path) as f:
+                first = json.loads(f.readline())
+            bare = f"<|prompt|> {first['prompt']}<|answer|>"
+            behind = f"<|demo|> {first['prompt']}<|answer|> {first['response']}<|end|>{bare}"
+            assert f"the student sees   {bare}\nthe teacher sees   {behind}\nthe student says   '" in said
+        assert said.count("KL(teacher ‖ student) = ") == 2 and "what the teacher would rather say" in said
+        rows = re.findall(r" ([01]\.\d{3}) +([01]\.\d{3})   .+? ([01]\.\d{3})$", said, re.M | re.S)
+        assert len(rows) >= 2 and all(float(p) <= float(most) <= 1 for _, p, most in rows)
+
+
+def test_a_base_model_was_taught_nothing_that_could_be_shown(tmp_path, tokenizer):
+    save_checkpoint(tmp_path, tokenizer)
+    with pytest.raises(BadInput, match="a base model was taught no files; name one behind it"):
+        evaluate.show_teacher(str(tmp_path))

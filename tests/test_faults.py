@@ -1,7 +1,8 @@
-"""What a user can do wrong and what can go wrong around a run, through `train.main` as from the command line.
+"""What a user can do wrong and what can go wrong around a run, through each `main` as from the command line.
 
-A mistake ends with one line that says where, what, and what to do, with exit status 2, before anything is written. What strikes a run (a full disk,
-a kill, a second run) leaves what was saved before whole, and `--resume` ends where the untouched run ends, bit for bit.
+A mistake ends with one line that says where, what, and what to do, with exit status 2, before anything is written. What
+strikes a run (a full disk, a kill, a second run) leaves what was saved before whole, and `--resume` (of pretraining:
+the same command) ends where the untouched run ends, bit for bit.
 """
 import contextlib
 import dataclasses
@@ -24,42 +25,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data
 import eval as evaluate
 import kills
+import penalties
+import pretrain
+import runs
 import sdft
 import train
-from conftest import ROOT, small_probes
-from test_files import GOOD, line, write
-from test_train import TINY, raise_after
+import world as world_module
+from conftest import ROOT
+from runs import BadInput, flag
+from test_data import GOOD, line, write
+from test_train import TINY, TINY_BASE, lessons, no_gates, raise_after, tiny_base
+
+PROGRAMS = {"train.py": train, "lab/pretrain.py": pretrain, "lab/world.py": world_module}
+NEW = ["--init", "base", "--demos", "sums.jsonl", "--out", "run"]  # what `here` holds is taught
 
 
 def small(patch):
-    """Probes of a few examples and no gates: what is measured is of no interest here, and takes most of the time of a tiny run."""
-    small_probes(patch)
-    patch(train, "gates", lambda model, world: {name: 0.0 for name in train.GATES})
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    """The folder of a base model, made once."""
-    folder = tmp_path_factory.mktemp("base")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        small(patch.setattr)
-        train.main([*TINY, "--method", "base", "--out", "base"])
-    return folder / "base"
+    """No gates, and few answers for EWC: what is measured is of no interest here, and takes most of the time."""
+    no_gates(patch)
+    patch(penalties, "FISHER", 4)
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, base):
-    """A folder with a base model and a file of demonstrations, in which the test works. Words that a run gives to the tokenizer are taken back."""
+def here(tmp_path, monkeypatch):
+    """A folder with a base model and a file of demonstrations, in which the test works; messages name train.py."""
     monkeypatch.chdir(tmp_path)
     small(monkeypatch.setattr)
-    shutil.copytree(base, tmp_path / "base")
+    monkeypatch.setattr(sys, "argv", [os.path.join(ROOT, "train.py")])
+    shutil.copytree(tiny_base(), tmp_path / "base")
     write(tmp_path, GOOD, line())
-    yield tmp_path
-    data.take_names({})
+    return tmp_path
 
 
 def tree(folder) -> dict:
@@ -67,15 +64,16 @@ def tree(folder) -> dict:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def refusal(capsys, folder, *argv) -> str:
-    """The one line with which a command is refused: exit status 2, and everything in the folder is as it was."""
+def refusal(capsys, folder, *argv, main=train.main, lines=1) -> str:
+    """The line with which a command is refused: exit status 2, and everything in the folder is as it was."""
     capsys.readouterr()
     before = tree(folder)
-    with pytest.raises(SystemExit) as e, warnings.catch_warnings(record=True) as warned:      # a warning would be a second line
-        train.main(list(argv))
+    with pytest.raises(SystemExit) as e, warnings.catch_warnings(record=True) as warned:   # it would be a second line
+        main(list(argv))
     said = capsys.readouterr()
     assert not warned, [str(w.message) for w in warned]
-    assert e.value.code == 2 and said.err.endswith("\n") and said.err[:-1].isprintable(), said.err
+    assert e.value.code == 2 and said.err.endswith("\n") and said.err.count("\n") == lines, said.err
+    assert all(part.isprintable() for part in said.err.split("\n")), said.err
     assert tree(folder) == before
     return said.err
 
@@ -83,44 +81,70 @@ def refusal(capsys, folder, *argv) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Mistakes in the files that a user gives.
 
-FILES = {                         # the file (None: there is none; else a line behind two right ones), what the message says, a word of the remedy
+# the file (None: there is none; else a line behind two right ones), what the message says, a word of the remedy
+FILES = {
     "missing": (None, ["bad.jsonl: cannot be read (No such file"], "give a file that exists"),
     "empty": (b"", ["bad.jsonl: empty"], 'write {"prompt"'),
-    "not UTF-8": (b'{"prompt": "caf\xe9", "response": "x"}', ["bad.jsonl:3: ", "byte 16", "0xe9"], "save the file as UTF-8"),
-    "broken JSON": ('{"prompt": "a" "response": "b"}', ["bad.jsonl:3: ", "character 16", '{"prompt": "a" "response": "b"}'], "write {"),
+    "not UTF-8": (b'{"prompt": "caf\xe9", "response": "x"}', ["bad.jsonl:3: ", "byte 16", "0xe9"],
+                  "save the file as UTF-8"),
+    "broken JSON": ('{"prompt": "a" "response": "b"}',
+                    ["bad.jsonl:3: ", "character 16", '{"prompt": "a" "response": "b"}'], "write {"),
     "no object": ("[1, 2]", ["bad.jsonl:3: ", "[1, 2]"], "write {"),
     "wrong type": ('{"prompt": 17, "response": "b"}', ["bad.jsonl:3: ", '"prompt" is 17'], "put a string"),
     "missing field": ('{"prompt": "b"}', ["bad.jsonl:3: ", '{"prompt": "b"}', 'no "response"'], "write {"),
-    "unknown field": (line(answer="x"), ["bad.jsonl:3: ", "'answer'"], '"task"'),
+    "unknown field": (line(reply="x"), ["bad.jsonl:3: ", "'reply'"], '"task"'),
+    "unknown grader": (line(grader="fuzzy"), ["bad.jsonl:3: ", "\"grader\" is 'fuzzy'"], "choose one of exact,"),
+    "unknown part": (line(split="dev"), ["bad.jsonl:3: ", "\"split\" is 'dev'"], 'write "train"'),
+    "answer a number": (line(answer=4), ["bad.jsonl:3: ", '"answer" is 4'], "put a string"),
+    "no returns": (line(grader="return"), ["bad.jsonl:3: ", '"answer" is None'], "for the grader return list"),
     "empty field": (line("9 + 9", " "), ["bad.jsonl:3: ", '"response" is empty', "' '"], "fill it in"),
-    "contradiction": (line("1 + 1", "three"), ["bad.jsonl:3: ", "'1 + 1'", "'three'", "'two' at bad.jsonl:1"], "keep one"),
+    "contradiction": (line("1 + 1", "three"), ["bad.jsonl:3: ", "'1 + 1'", "'three'", "'two' at bad.jsonl:1"],
+                      "keep one"),
     "too long": (line("a" * 70, "b"), ["bad.jsonl:3: ", "'aaaa", "takes 148 tokens", "more than 128"], "shorten it"),
     "one alone": (line("5 + 5", "ten", task="al\none"), ["bad.jsonl:3: ", "'al one'", "1 of the two"], "add new ones"),
 }
 
 
-@pytest.mark.parametrize("option", ["demos", "keep"])
+@pytest.mark.parametrize("option", ["demos", "keep", "neighbours", "reading"])
 @pytest.mark.parametrize("content, said, remedy", FILES.values(), ids=FILES)
 def test_a_file_that_cannot_be_used(here, capsys, option, content, said, remedy):
     if content is not None:
         write(here, *[GOOD, line(), content] if content else [], name="bad.jsonl")
-    files = ["--demos", "bad.jsonl"] if option == "demos" else ["--demos", "sums.jsonl", "--keep", "bad.jsonl"]
+    files = ["--demos", "bad.jsonl"] if option == "demos" else ["--demos", "sums.jsonl", f"--{option}", "bad.jsonl"]
+    if option == "reading" and remedy in ("keep one", "add new ones"):         # each of its lines stands for itself
+        assert len(train.read(train.parse([*NEW, *files])).reading) == 3
+        return
     message = refusal(capsys, here, "--init", "base", *files, "--out", "run")
     assert all(part in message for part in said) and remedy in message.split("; ", 1)[1], message
 
 
+def test_all_bad_lines_are_told_and_of_many_the_first_ten(here, capsys):
+    write(here, GOOD, "[]", line(), '{"prompt": 1}', line(response=""), name="bad.jsonl")
+    message = refusal(capsys, here, *NEW, "--demos", "bad.jsonl", lines=3)
+    assert [text[:12] for text in message.splitlines()] == ["bad.jsonl:2:", "bad.jsonl:4:", "bad.jsonl:5:"]
+    write(here, GOOD, line(), *["[]"] * 25, name="bad.jsonl")
+    message = refusal(capsys, here, *NEW, "--demos", "bad.jsonl", lines=11).splitlines()
+    assert message[9].startswith("bad.jsonl:12: ") and message[10] == "... and 15 more of this kind; mend them as well"
+
+
 def test_one_demonstration(here, capsys):
     write(here, line(), line(), name="bad.jsonl")
-    assert "bad.jsonl:1: task 'bad' has 1 of the two" in refusal(capsys, here, "--init", "base", "--demos", "bad.jsonl", "--out", "run")
+    assert "bad.jsonl:1: task 'bad' has 1 of the two" in refusal(capsys, here, *NEW, "--demos", "bad.jsonl")
+
+
+def test_a_task_of_one_part(here, capsys):
+    write(here, *(line(str(i), "x", split="train") for i in range(3)), name="bad.jsonl")
+    assert "bad.jsonl:1: all of task 'bad' is \"split\": \"train\"; mark some lines" in refusal(
+        capsys, here, *NEW, "--demos", "bad.jsonl")
 
 
 def test_a_file_whose_name_holds_a_line_break(here, capsys):
-    assert "'no\\nfile': " in refusal(capsys, here, "--init", "base", "--demos", "no\nfile", "--out", "run")
-    assert "no\\nmodel/checkpoint.pt: no such" in refusal(capsys, here, "--init", "no\nmodel", "--demos", "sums.jsonl", "--out", "run")
+    assert "'no\\nfile': " in refusal(capsys, here, *NEW, "--demos", "no\nfile")
+    assert "no\\nmodel/checkpoint.pt: no such" in refusal(capsys, here, *NEW, "--init", "no\nmodel")
 
 
 def test_order_of_tasks(here, capsys):
-    message = refusal(capsys, here, "--init", "base", "--demos", "sums.jsonl", "--task-order", "sums,more", "--out", "run")
+    message = refusal(capsys, here, *NEW, "--task-order", "sums,more")
     assert "'sums,more'" in message and "they are sums" in message
 
 
@@ -139,39 +163,59 @@ def changed(state, **more):
     return {**state, **more}
 
 
-def resized(state):
-    return changed(state, student={k: v[..., :8] for k, v in state["student"].items()})
-
-
 def without(weights, name):
     return {k: v for k, v in weights.items() if k != name}
 
 
+def of_each(state, change):
+    """The checkpoint, all weights of its student changed."""
+    return changed(state, student={k: change(v) for k, v in state["student"].items()})
+
+
+def other_model(state, **more):
+    return changed(state, model=state["model"] | more)
+
+
+def flipped(raw, at):
+    return raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+
+
 NOT_FINITE = float("nan")
-CHECKPOINTS = {                   # what stands in the file, made from a sound checkpoint's bytes or entries; what the message says
+OTHER = "another architecture"
+# what stands in the file, made from a sound checkpoint's bytes or entries; what the message says
+CHECKPOINTS = {
     "empty": (lambda raw, state: b"", "not a checkpoint, or damaged"),
     "truncated": (lambda raw, state: raw[: len(raw) // 2], "not a checkpoint, or damaged"),
     "truncated by a byte": (lambda raw, state: raw[:-1], "not a checkpoint, or damaged"),
-    "one byte of a weight is another": (lambda raw, state: raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 1]) + raw[len(raw) // 2 + 1 :], ""),
+    "one byte of a weight is another": (lambda raw, state: flipped(raw, len(raw) // 2), ""),
     "text": (lambda raw, state: b"weights", "not a checkpoint, or damaged"),
     "a pickle that runs code": (lambda raw, state: pickle.dumps(Trap()), "not a checkpoint, or damaged"),
     "a checkpoint that runs code": (lambda raw, state: changed(state, settings=Trap()), "not a checkpoint, or damaged"),
     "a list": (lambda raw, state: [1, 2], "not a checkpoint"),
     "a tensor": (lambda raw, state: torch.ones(2), "not a checkpoint"),
     "other entries": (lambda raw, state: {"model": state["student"]}, "not a checkpoint of train.py"),
-    "no settings": (lambda raw, state: changed(state, settings={}), "another architecture"),
-    "settings are none": (lambda raw, state: changed(state, settings=[1]), "another architecture"),
-    "no weights": (lambda raw, state: changed(state, student={}), "another architecture"),
-    "weights are numbers": (lambda raw, state: changed(state, student={k: 1.0 for k in state["student"]}), "another architecture"),
-    "a weight is missing": (lambda raw, state: changed(state, student=without(state["student"], "norm.weight")), "another architecture"),
-    "a weight is too many": (lambda raw, state: changed(state, student={**state["student"], "bias": torch.ones(1)}), "another architecture"),
-    "other shapes": (lambda raw, state: resized(state), "another architecture"),
-    "more layers": (lambda raw, state: changed(state, settings={**state["settings"], "n_layer": 2}), "another architecture"),
-    "heads that do not part the width": (lambda raw, state: changed(state, settings={**state["settings"], "n_head": 3}), "another architecture"),
-    "no heads": (lambda raw, state: changed(state, settings={**state["settings"], "n_head": 0}), "another architecture"),
-    "words are none": (lambda raw, state: changed(state, words=[1]), "another architecture"),
-    "a weight is not finite": (lambda raw, state: changed(state, student={k: v * NOT_FINITE for k, v in state["student"].items()}), "not finite"),
-    "still in pretraining": (lambda raw, state: without(state, "frequency"), "its pretraining has not ended"),
+    "no tokenizer": (lambda raw, state: without(state, "tokenizer"), "not a checkpoint of train.py"),
+    "nothing of the model": (lambda raw, state: changed(state, model={}), OTHER),
+    "the model is a list": (lambda raw, state: changed(state, model=[1]), OTHER),
+    "the model is of another kind": (lambda raw, state: other_model(state, experts=2), OTHER),
+    "no weights": (lambda raw, state: changed(state, student={}), OTHER),
+    "weights are numbers": (lambda raw, state: of_each(state, lambda v: 1.0), OTHER),
+    "a weight is missing": (
+        lambda raw, state: changed(state, student=without(state["student"], "norm.weight")), OTHER),
+    "a weight is too many": (
+        lambda raw, state: changed(state, student={**state["student"], "bias": torch.ones(1)}), OTHER),
+    "other shapes": (lambda raw, state: of_each(state, lambda v: v[..., :8]), OTHER),
+    "more layers": (lambda raw, state: other_model(state, n_layer=2), OTHER),
+    "heads that do not part the width": (lambda raw, state: other_model(state, n_head=3), OTHER),
+    "no heads": (lambda raw, state: other_model(state, n_head=0), OTHER),
+    "words are none": (lambda raw, state: changed(state, tokenizer={"words": [1]}), OTHER),
+    "a tokenizer of another kind": (lambda raw, state: changed(state, tokenizer={"merges": []}), OTHER),
+    "more words than rows": (lambda raw, state: changed(state, tokenizer={
+        "words": state["tokenizer"]["words"] + [f"more{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(99)]}),
+        OTHER),
+    "a weight is not finite": (lambda raw, state: of_each(state, lambda v: v * NOT_FINITE), "not finite"),
+    "still in pretraining": (
+        lambda raw, state: changed(without(state, "frequency"), pretraining={}), "its pretraining has not ended"),
 }
 
 
@@ -180,12 +224,21 @@ def test_a_checkpoint_that_cannot_be_started_from(here, capsys, make, said):
     sound = here / "base" / "checkpoint.pt"
     content = make(sound.read_bytes(), torch.load(sound, weights_only=True))
     (here / "bad.pt").write_bytes(content) if isinstance(content, bytes) else torch.save(content, here / "bad.pt")
-    message = refusal(capsys, here, "--init", "bad.pt", "--demos", "sums.jsonl", "--out", "run")
+    message = refusal(capsys, here, *NEW, "--init", "bad.pt")
     assert "bad.pt: " in message and said in message and ";" in message and not (here / "sprung").exists(), message
 
 
+def test_a_checkpoint_that_says_nothing_of_its_pretraining_can_be_started_from(here):
+    """Whoever pretrained it: what it must have is a model and a tokenizer."""
+    state = torch.load("base/checkpoint.pt", weights_only=True)
+    torch.save({k: state[k] for k in ("settings", "model", "tokenizer", "student", "teacher")}, "other.pt")
+    train.main([*NEW, *TINY, "--init", "other.pt"])
+    assert os.path.exists("run/result.json")
+
+
 def test_random_bytes_are_no_checkpoint(here, capsys):
-    """As a file, or in a sound archive as what is unpickled: bytes are commands there, and lead to any exception there is."""
+    """As a file, or in a sound archive as what is unpickled: bytes are commands there, and lead to any exception there
+    is."""
     kinds = Counter()
 
     commands = st.lists(st.sampled_from(list(b"\x80\x02()}]qu.sKMJXtlNc\x85\x86\x8c\x94R")), max_size=20).map(bytes)
@@ -199,7 +252,7 @@ def test_random_bytes_are_no_checkpoint(here, capsys):
                 file.writestr("bad/version", "3")
         else:
             (here / "bad.pt").write_bytes(content)
-        message = refusal(capsys, here, "--init", "bad.pt", "--demos", "sums.jsonl", "--out", "run")
+        message = refusal(capsys, here, *NEW, "--init", "bad.pt")
         assert message.startswith("bad.pt: not a checkpoint")
         kinds[message.partition("(")[2].partition(")")[0]] += 1
 
@@ -208,9 +261,10 @@ def test_random_bytes_are_no_checkpoint(here, capsys):
 
 
 def test_no_checkpoint(here, capsys):
-    said_to_be = {"no.pt": "no.pt", "none": "none/checkpoint.pt", "a\0b": "a\\x00b/checkpoint.pt", "sums.jsonl": "sums.jsonl/checkpoint.pt"}
+    said_to_be = {"no.pt": "no.pt", "none": "none/checkpoint.pt", "a\0b": "a\\x00b/checkpoint.pt",
+                  "sums.jsonl": "sums.jsonl/checkpoint.pt"}
     for path, named in said_to_be.items():
-        message = refusal(capsys, here, "--init", path, "--demos", "sums.jsonl", "--out", "run")
+        message = refusal(capsys, here, *NEW, "--init", path)
         assert message.startswith(named) and ";" in message
 
 
@@ -218,108 +272,165 @@ def test_no_checkpoint(here, capsys):
 @pytest.mark.parametrize("out", ["base", "base/."])
 def test_never_over_the_checkpoint_that_a_run_starts_from(here, capsys, init, out):
     os.symlink("base", "link")
-    assert "would be written over the old one" in refusal(capsys, here, "--init", init, "--demos", "sums.jsonl", "--out", out)
+    assert "would be written over the old one" in refusal(capsys, here, *NEW, "--init", init, "--out", out)
 
 
 def test_resume_of_nothing_of_rubbish_and_of_another_version(here, capsys):
-    assert "run/checkpoint.pt: no such checkpoint; make one with: python train.py --out run" in refusal(capsys, here, "--out", "run", "--resume")
+    said = refusal(capsys, here, "--out", "run", "--resume")
+    assert "run/checkpoint.pt: no such checkpoint; begin the run first, without --resume" in said
     write(here, "[]", name="log.jsonl")
     assert "./checkpoint.pt: no such checkpoint" in refusal(capsys, here, "--out", ".", "--resume")
-    state = torch.load("base/checkpoint.pt", weights_only=True)
-    for settings_of_it in ({}, [], {**state["settings"], "magic": 1}, without(state["settings"], "lr")):
-        torch.save(changed(state, settings=settings_of_it), "base/checkpoint.pt")
-        assert "begun by another version" in refusal(capsys, here, "--out", "base", "--resume", "--lr", "1")
-    (here / "base" / "checkpoint.pt").write_bytes(b"half")
-    assert "base/checkpoint.pt: not a checkpoint, or damaged" in refusal(capsys, here, "--out", "base", "--resume")
+    train.main([*NEW, *TINY, "--out", "old"])
+    state = torch.load("old/checkpoint.pt", weights_only=True)
+    for of_it in ({}, [], {**state["settings"], "magic": 1}, without(state["settings"], "lr")):
+        torch.save(changed(state, settings=of_it), "old/checkpoint.pt")
+        assert "begun by another version" in refusal(capsys, here, "--out", "old", "--resume", "--lr", "1")
+    assert "begun by another version" in refusal(capsys, here, "--out", "base", "--resume", "--lr", "1")
+    (here / "old" / "checkpoint.pt").write_bytes(b"half")
+    assert "old/checkpoint.pt: not a checkpoint, or damaged" in refusal(capsys, here, "--out", "old", "--resume")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Mistakes on the command line. tests/test_train.py holds the words of each message; here nothing may be written, whatever stands beside it.
+# Mistakes on the command line. tests/test_train.py holds the words of each message; here nothing may be written,
+# whatever stands beside it.
 
-OPTIONS = ["--bogus", "--bogus 3", "stray", "--ste 3", "--method ppo", "--method", "--penalty dropout", "--when never", "--grader fuzzy",
-           "--resume=yes", "--method sft --alpha 0.5", "--method sft --off-policy", "--beta 0.3", "--strength 0.1", "--penalty replay --strength 2",
-           "--when needed", "--keep sums.jsonl", "--holdout 0.5", "--init base", "--task-order a,b", "--demos sums.jsonl", "--demos",
-           "--demos sums.jsonl --init base --tasks 3", "--demos sums.jsonl --init base --method base", "--stream market --tasks 3",
-           "--shown 3 --demonstrations 3", "--n-embd 30 --n-head 4", "--device nonsense", "--device meta", "--device hpu", "--device mkldnn",
-           "--device ", "--preset tpu", "--seed 1.5", "--lr one", "--steps 1e3", "--alpha=--", "--method=--"]
+OPTIONS = {
+    "train.py": [
+        "--bogus", "--bogus 3", "stray", "--ste 3", "--method ppo", "--method", "--penalty dropout", "--when never",
+        "--grader fuzzy", "--resume=yes", "--method sft --alpha 0.5", "--method sft --off-policy", "--beta 0.3",
+        "--strength 0.1", "--penalty replay --strength 2", "--when needed", "--task-order a,b", "--demos", "--tasks 3",
+        "--method base", "--stream market", "--shown 9", "--demonstrations 3", "--n-embd 30", "--device nonsense",
+        "--device meta", "--device hpu", "--device mkldnn", "--device ", "--preset gpu", "--seed 1.5", "--lr one",
+        "--steps 1e3", "--alpha=--", "--method=--", "--init="],
+    "lab/pretrain.py": [
+        "--n-embd 30 --n-head 4", "--preset tpu", "--device nonsense", "--device meta", "--seed 1.5", "--method base",
+        "--resume", "--tasks 3", "--bogus", "stray", "--step 3", "--preset=--", "--bf16=yes"],
+    "lab/world.py": [
+        "--stream market --tasks 3", "--stream bear", "--tasks 28", "--voice loud", "--demonstrations 1", "--seed 1.5",
+        "--method base", "--bogus", "stray", "--task 3", "--voice=--"]}
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-def test_an_option_that_is_unknown_or_contradicts(here, capsys, options):
-    argv = options.split(" ")
-    message = refusal(capsys, here, "--out", "run", *argv)
+@pytest.mark.parametrize("program, options", [(name, o) for name, found in OPTIONS.items() for o in found])
+def test_an_option_that_is_unknown_or_contradicts(here, capsys, monkeypatch, program, options):
+    monkeypatch.setattr(sys, "argv", [os.path.join(ROOT, program)])
+    argv, begins = options.split(" "), NEW if program == "train.py" else ["--out", "run"]
+    message = refusal(capsys, here, *begins, *argv, main=PROGRAMS[program].main)
     assert any(part.split("=")[0] in message for part in argv if part.startswith("--") or part == "stray"), message
 
 
-def test_every_number_out_of_range(here, capsys):
-    for name, (low, high) in train.RANGES.items():
-        of_type = type(getattr(train.Config, name))
-        wrong = [low - 1] + [high + 1] * (high < float("inf")) + [float("nan"), float("-inf")] * (of_type is float)
+@pytest.mark.parametrize("options", ["--keep sums.jsonl", "--holdout 0.5", "--init base", "--task-order a,b",
+                                     "--demos sums.jsonl", "", "--method sft"])
+def test_what_is_taught_must_be_said(here, capsys, options):
+    message = refusal(capsys, here, "--out", "run", *options.split())
+    missing = "--demos" if "--init" in options else "--init"
+    assert message.startswith(f"train.py: {missing} is missing: ") and "lab/pretrain.py --out" in message
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_number_out_of_range(here, capsys, monkeypatch, program):
+    monkeypatch.setattr(sys, "argv", [os.path.join(ROOT, program)])
+    module, refused = PROGRAMS[program], os.path.basename(program)
+    numbers = [f for f in dataclasses.fields(module.Config) if f.metadata["within"]]
+    for f in numbers:
+        low, high = f.metadata["within"]
+        of_float = f.type is float
+        wrong = [low - 1] + [high + 1] * (high < float("inf")) + [float("nan"), float("-inf")] * of_float
         for value in wrong:
-            value = str(of_type(value))
-            message = refusal(capsys, here, train.flag(name) + "=" + value, "--out", "run")
-            assert message.startswith(f"train.py: {train.flag(name)} {value}: must be from {low} to {high}")
-        for text in ["", "nothing", "0x10", "1,5", "\0"] + ["nan", "inf", "1.5"] * (of_type is int):
-            assert train.flag(name) in refusal(capsys, here, train.flag(name) + "=" + text, "--out", "run")
-    assert set(train.RANGES) == {f.name for f in dataclasses.fields(train.Config) if f.type in (int, float)}
+            value = str(f.type(value))
+            message = refusal(capsys, here, flag(f.name) + "=" + value, "--out", "run", main=module.main)
+            assert message.startswith(f"{refused}: {flag(f.name)} {value}: must be from {low} to {high}")
+        for text in ["", "nothing", "0x10", "1,5", "\0"] + ["nan", "inf", "1.5"] * (not of_float):
+            message = refusal(capsys, here, flag(f.name) + "=" + text, "--out", "run", main=module.main)
+            assert flag(f.name) in message
+    assert numbers == [f for f in dataclasses.fields(module.Config) if f.type in (int, float)]
 
 
-@pytest.mark.parametrize("out, said", [
-    ("sums.jsonl", "sums.jsonl: File exists"), ("sums.jsonl/run", "sums.jsonl/run: Not a directory"), ("", "--out ''"),
-    ("x" * 300, "File name too long"), ("a\0b", "--out 'a\\x00b'"), ("a\nb", "--out 'a\\nb'"), ("a\udcff", "--out 'a\\udcff'")])
-def test_an_output_folder_that_cannot_be_made(here, capsys, out, said):
-    message = refusal(capsys, here, *TINY, "--out", out)
+OUTS = [("sums.jsonl", "sums.jsonl: File exists"), ("sums.jsonl/run", "sums.jsonl/run: Not a directory"),
+        ("", "--out ''"), ("x" * 300, "File name too long"), ("a\0b", "--out 'a\\x00b'"), ("a\nb", "--out 'a\\nb'"),
+        ("a\udcff", "--out 'a\\udcff'")]
+
+
+@pytest.mark.parametrize("out, said", OUTS)
+@pytest.mark.parametrize("program", ["train.py", "lab/pretrain.py"])
+def test_an_output_folder_that_cannot_be_made(here, capsys, program, out, said):
+    argv = [*NEW, *TINY] if program == "train.py" else TINY_BASE
+    message = refusal(capsys, here, *argv, "--out", out, main=PROGRAMS[program].main)
     assert said in message and (";" in message)
 
 
 def test_what_shows_only_once_the_run_has_begun(here, capsys):
-    """More memory than there is, more others than there are, a base model on disk that is damaged: one line as well."""
+    """More memory than there is, more others than there are, a base model on disk that is damaged: one line as
+    well."""
 
-    def ends(*argv):
+    def ends(main, *argv):
         with pytest.raises(SystemExit) as e:
-            train.main([*TINY, *argv, "--out", "run"])
+            main(list(argv))
         err = capsys.readouterr().err
         assert e.value.code == 2 and err.count("\n") == 1 and ";" in err
         return err
 
-    assert "does not fit into memory" in ends("--vocab-size", "1000000000", "--n-embd", "100000")
-    assert "--shown 8" in ends("--shown", "8", "--demonstrations", "9")
-    train.main([*TINY, "--out", "run"])
-    (path,) = (here / "out").iterdir()
+    large = ["--vocab-size", "1000000000", "--n-embd", "100000"]
+    assert "does not fit into memory" in ends(pretrain.main, *TINY_BASE, *large, "--out", "large")
+    nine = [*lessons(demonstrations=9), *TINY, "--out", "run"]
+    assert "--shown 8" in ends(train.main, *nine, "--shown", "8")
+    path = here / "base" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:5000])
-    assert str(path.name) in ends()
+    assert "base/checkpoint.pt" in ends(pretrain.main, *TINY_BASE, "--out", "base")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Whatever the command line: it runs, or one line says why not.
 
-RIGHT = {name: st.sampled_from(values) for name, values in train.CHOICES.items()}
-RIGHT |= {name: st.integers(low, high) if type(getattr(train.Config, name)) is int else st.floats(low, min(high, 1e9))
-          for name, (low, high) in train.RANGES.items()}
-RIGHT |= {"out": st.sampled_from(["run", "base", "a/b", "é 🌍"]), "init": st.sampled_from(["base", "base/checkpoint.pt"]),
-          "device": st.sampled_from(["cpu", "auto", "cpu:0"]), "demos": st.just("sums.jsonl"), "keep": st.just("sums.jsonl"),
-          "task_order": st.sampled_from(["sums", "", "sums,"])}
-ODD = ["", " ", "\0", "\n", "a\nb", "\x1b[2J", "\ud800", "\udcff", "é🌍", "\u2028", "%s %(prog)s", "nan", "-nan", "inf", "-inf", "1e999", "-1", "0",
-       "1", "0.5", "1_0", "1e9", "9" * 5000, "١", "-", "--", "-h", "--help", "--no-bf16", "None", "sums.jsonl", "base", "none.jsonl", "sums.jsonl/x",
-       "x" * 300, ".", "log.jsonl"]
-WILD = st.sampled_from(ODD) | st.text(st.characters(codec=None, exclude_characters="/"), max_size=6)       # no path that leaves the folder
+SPECIAL = {
+    "out": st.sampled_from(["run", "old", "a/b", "é 🌍"]), "init": st.sampled_from(["base", "base/checkpoint.pt"]),
+    "device": st.sampled_from(["cpu", "auto", "cpu:0"]), "task_order": st.sampled_from(["sums", "", "sums,"])}
+SPECIAL |= {name: st.just("sums.jsonl") for name in ("demos", "keep", "reading", "neighbours")}
+ODD = ["", " ", "\0", "\n", "a\nb", "\x1b[2J", "\ud800", "\udcff", "é🌍", "\u2028", "%s %(prog)s", "nan", "-nan", "inf",
+       "-inf", "1e999", "-1", "0", "1", "0.5", "1_0", "1e9", "9" * 5000, "١", "-", "--", "-h", "--help", "--no-bf16",
+       "None", "sums.jsonl", "base", "none.jsonl", "sums.jsonl/x", "x" * 300, ".", "log.jsonl"]
+NO_SLASH = st.characters(codec=None, exclude_characters="/")       # no path that leaves the folder
+WILD = st.sampled_from(ODD) | st.text(NO_SLASH, max_size=6)
 
 
-def pair(name):
-    values = RIGHT.get(name, st.just("")).map(str)
-    return st.tuples(st.just(train.flag(name)), st.one_of(values, values, values, WILD)).flatmap(
-        lambda p: st.sampled_from([[p[0]]] if name in ("resume", "bf16", "compile", "off_policy") else [list(p), list(p), ["=".join(p)]]))
+def right(f):
+    """Values that an option may have, alone."""
+    if f.metadata["choices"]:
+        return st.sampled_from(f.metadata["choices"])
+    if f.type in (int, float):
+        low, high = f.metadata["within"]
+        return st.integers(low, high) if f.type is int else st.floats(low, min(high, 1e9))
+    return SPECIAL.get(f.name, st.just(""))
 
 
-PAIRS = st.sampled_from([f.name for f in dataclasses.fields(train.Config)]).flatmap(pair)
-FRAMES = st.sampled_from([[], [], ["--out", "run"], ["--out", "base", "--resume"], ["--init", "base", "--demos", "sums.jsonl", "--out", "run"]])
+def pair(f):
+    def spelled(value):
+        name = flag(f.name)
+        return st.sampled_from([[name]] if f.type is bool else [[name, value], [name, value], [f"{name}={value}"]])
+
+    values = right(f).map(str)
+    return st.one_of(values, values, values, WILD).flatmap(spelled)
+
+
+FRAMES = {
+    train: [[], [], ["--out", "run"], ["--out", "old", "--resume"], *[NEW] * 8],
+    pretrain: [[], ["--out", "run"], ["--out", "old"], TINY_BASE]}
 STRAY = st.one_of(st.just([]), st.just([]), st.lists(WILD, max_size=1))
-ARGUMENTS = st.builds(lambda frame, pairs, stray: frame + sum(pairs, []) + stray, FRAMES, st.lists(PAIRS, max_size=4), STRAY)
-STRIKES = [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), data.BadInput("file.jsonl:7: no answer; write one"), MemoryError()]
+STRIKES = [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+           BadInput("file.jsonl:7: no answer; write one"), MemoryError(), FloatingPointError("task 1 step 3: loss nan")]
 HAPPENS = st.sampled_from([None] * 12 + STRIKES)
 
 
-def test_any_command_line_runs_or_is_refused_in_one_line(here, monkeypatch):
+def arguments(module):
+    pairs = st.sampled_from(dataclasses.fields(module.Config)).flatmap(pair)
+    frames, more = st.sampled_from(FRAMES[module]), st.lists(pairs, max_size=4)
+    return st.builds(lambda frame, more, stray: frame + sum(more, []) + stray, frames, more, STRAY)
+
+
+@pytest.mark.parametrize("module, work, bounds", [
+    (train, "begin", {"ran": 100, "refused": 300, "struck": 10}),
+    (pretrain, "base_model", {"ran": 100, "refused": 200, "struck": 10})])
+def test_any_command_line_runs_or_is_refused_in_one_line(here, monkeypatch, module, work, bounds):
+    train.main([*NEW, *TINY, "--steps", "1", "--out", "kept"])
     outcomes, happens, reached = Counter(), [], []
 
     def run(config, *_, **__):
@@ -327,17 +438,15 @@ def test_any_command_line_runs_or_is_refused_in_one_line(here, monkeypatch):
         if happens[0]:
             raise happens[0]
 
-    monkeypatch.setattr(train, "learn", run)
-    monkeypatch.setattr(train, "pretrain_only", run)
-    monkeypatch.setattr(train, "choose_matmul", lambda config: None)
-    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    os.rename("base", "model")                             # a run in base/ may remove its checkpoint
+    monkeypatch.setattr(module, work, run)
+    monkeypatch.setattr(train, "learn", lambda *_: None)
+    monkeypatch.setattr(module, "set_up_machine", lambda *_: None)
     before = tree(here)
 
     @settings(max_examples=1000, deadline=None, derandomize=True, database=None)
-    @given(ARGUMENTS, HAPPENS)
+    @given(arguments(module), HAPPENS)
     def check(argv, what):
-        shutil.copytree("model", "base")
+        shutil.copytree("kept", "old")                     # a run in old/ may remove its checkpoint
         try:
             one_command_line(argv, what)
         finally:                                           # as it was
@@ -347,50 +456,71 @@ def test_any_command_line_runs_or_is_refused_in_one_line(here, monkeypatch):
     def one_command_line(argv, what):
         happens[:], reached[:] = [what], []
         out, err, code = io.StringIO(), io.StringIO(), 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings(record=True) as warned:
-            try:
-                train.main(argv)
-            except SystemExit as e:
-                code = e.code
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            with warnings.catch_warnings(record=True) as warned:
+                try:
+                    module.main(argv)
+                except SystemExit as e:
+                    code = e.code
         said = err.getvalue()
-        if isinstance(what, KeyboardInterrupt) and reached:                     # behind the ^C of the terminal the line begins anew
+        if isinstance(what, KeyboardInterrupt) and reached:  # behind the ^C of the terminal the line begins anew
             assert said.startswith("\n")
             said = said[1:]
         assert code in (0, 2) and not warned
-        assert said[:-1].isprintable() and said.endswith("\n") and len(said) > 20 if code else not said, (code, said)
+        if code:
+            told = said.removesuffix("\n").split("\n")
+            assert all(x.isprintable() for x in told) and said.endswith("\n") and len(said) > 20, (code, said)
+            assert len(told) == 1 or all("cannot be read" in x for x in told), said        # each file that is bad
+        else:
+            assert not said
         now = tree(here)
         assert all(now[p] == content for p, content in before.items())
-        made = {p for p in now.keys() - before.keys() if p != "base" and not p.startswith("base" + os.sep)}
+        made = {p for p in now.keys() - before.keys() if p != "old" and not p.startswith("old" + os.sep)}
         if reached:
             folder = os.path.normpath(reached[0].out)
-            assert all(p == os.path.normpath(os.path.join(folder, "lock")) or folder.startswith(p) for p in made), made
+            lock = os.path.normpath(os.path.join(folder, "lock"))
+            assert all(p == lock or folder.startswith(p) for p in made), made
         else:
-            assert not made and tree(here / "base") == tree(here / "model")
-        outcomes["asked for help" if "usage" in out.getvalue() else "refused" if not reached else "ran" if code == 0 else "struck"] += 1
+            assert not made and tree(here / "old") == tree(here / "kept")
+        ended = "refused" if not reached else "ran" if code == 0 else "struck"
+        outcomes["asked for help" if "usage" in out.getvalue() else ended] += 1
 
     check()
-    assert outcomes["ran"] >= 100 and outcomes["refused"] >= 300 and outcomes["struck"] >= 10, outcomes
+    assert all(outcomes[name] >= least for name, least in bounds.items()), outcomes
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What strikes a run. The straight run is the one that nothing has struck.
 
+PRETRAINING = [*TINY_BASE, "--steps", "12", "--save-every", "5"]
 
-def straight_run(folder, *options):
+
+def command(program, *options) -> list:
+    """The options of a tiny run in folder run, but for what differs from test to test."""
+    return [*PRETRAINING, *options, "--out", "run"] if program is pretrain else [
+        *lessons(), *TINY, *options, "--out", "run"]
+
+
+def go_on(program, *options):
+    """What a user does after a kill."""
+    program.main(command(program, *options) if program is pretrain else ["--out", "run", "--resume"])
+
+
+def straight_run(folder, program, *options):
     """A run in folder/run; all that it leaves, see kills.everything."""
     os.mkdir(folder)
     with contextlib.chdir(folder):
-        train.main([*TINY, *options, "--out", "run"])
+        program.main(command(program, *options))
     return kills.everything(folder)
 
 
-def at_call(n, real, strike):
-    """`real`, but for its n-th call, which does `strike` instead."""
+def at_call(n, real, strike, of=""):
+    """`real`, but for its n-th call (of those whose first argument holds `of`), which does `strike` instead."""
     calls = [0]
 
     def counted(*args, **kwargs):
-        calls[0] += 1
-        return strike(*args) if calls[0] == n else real(*args, **kwargs)
+        calls[0] += of in str(args[:1])
+        return strike(*args) if calls[0] == n and of in str(args[:1]) else real(*args, **kwargs)
 
     return counted
 
@@ -410,94 +540,128 @@ class Unwritable(io.StringIO):
         no_space()
 
 
-FULL = {                          # where there is no space left: what is called there, at which call, what it does instead
-    "a checkpoint of pretraining": (os, "fsync", 2, no_space), "the base model": (os, "fsync", 3, no_space),
-    "the first checkpoint": (os, "fsync", 4, no_space), "a checkpoint of a task": (os, "fsync", 7, no_space),
-    "the last checkpoint": (os, "fsync", 12, no_space), "the log": (train, "open", 9, no_space), "the result": (evaluate, "open", 1, Unwritable)}
+# where there is no space left: in which program, what is called there, at which call and of which file, what it does
+FULL = {
+    "a checkpoint of pretraining": (pretrain, os, "fsync", 2, "", no_space),
+    "the base model": (pretrain, os, "fsync", 3, "", no_space),
+    "the gates of a base model": (pretrain, runs, "open", 1, "result.json", Unwritable),
+    "the first line of the log": (train, runs, "open", 2, "log.jsonl", Unwritable),
+    "the first checkpoint": (train, os, "fsync", 1, "", no_space),
+    "a checkpoint of a task": (train, os, "fsync", 4, "", no_space),
+    "the last checkpoint": (train, os, "fsync", 9, "", no_space),
+    "the log": (train, runs, "open", 4, "log.jsonl", no_space),
+    "the result": (train, runs, "open", 1, "result.json", Unwritable)}
 
 
-@pytest.mark.parametrize("module, name, call, strike", FULL.values(), ids=FULL)
-def test_no_space_left(here, monkeypatch, capsys, module, name, call, strike):
-    straight = straight_run("straight", "--pretrain-steps", "12")
+@pytest.mark.parametrize("program, module, name, call, of, strike", FULL.values(), ids=FULL)
+def test_no_space_left(here, monkeypatch, capsys, program, module, name, call, of, strike):
+    straight = straight_run("straight", program)
     os.mkdir("full")
     monkeypatch.chdir("full")
-    real = getattr(module, name, open)
-    monkeypatch.setattr(module, name, at_call(call, real, strike), raising=False)
     capsys.readouterr()
-    with pytest.raises(SystemExit) as e:
-        train.main([*TINY, "--pretrain-steps", "12", "--out", "run"])
-    said = "run: No space left on device; make room there, or choose another folder with --out; what was saved before is whole\n"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as e:
+        real = getattr(module, name, open)
+        patch.setattr(module, name, at_call(call, real, strike, of), raising=False)
+        program.main(command(program))
+    said = ("run: No space left on device; make room there, or choose another folder with --out; what was saved before "
+            "is whole\n")
     assert e.value.code == 2 and capsys.readouterr().err == said
-    monkeypatch.setattr(module, name, real, raising=False)
     assert not [path for path in tree(here) if path.endswith(".part")]
-    evaluate.load_checkpoint("run")                        # what was saved before
-    train.main(["--out", "run", "--resume"])
+    if os.path.exists("run/checkpoint.pt"):
+        runs.load_checkpoint("run")                        # what was saved before
+    else:
+        assert (name, call) in [("fsync", 1), ("open", 2)]
+    if (name, call) == ("open", 2):                        # nothing was written, of which a run could be resumed
+        program.main(command(program))
+    else:
+        go_on(program)
     assert kills.differences(straight, kills.everything(".")) == []
 
 
-MOMENTS = {                       # phase: (what is called there, at which call the process is killed, the run's options)
-    "pretraining": (train, "pack", 8, ["--pretrain-steps", "12"]),
-    "in a task": (sdft, "sdft_step", 4, ["--method", "sft", "--penalty", "ewc"]),
-    "saving": (os, "fsync", 5, ["--shown", "1"]),
-    "evaluating a task": (train, "accuracy", 6, ["--method", "sft", "--penalty", "replay", "--strength", "0.2", "--save-every", "3"])}
+# phase: (program, what is called there, at which call the process is killed, the run's options)
+MOMENTS = {
+    "pretraining": (pretrain, torch.nn.functional, "cross_entropy", 8, []),
+    "its gates": (pretrain, pretrain, "gates", 1, ["--save-every", "4"]),
+    "before the first task": (train, evaluate, "accuracy", 2, []),
+    "in a task": (train, sdft, "sdft_step", 4, ["--method", "sft", "--penalty", "ewc"]),
+    "saving": (train, os, "fsync", 5, ["--shown", "1"]),
+    "evaluating a task": (train, evaluate, "accuracy", 6,
+                          ["--method", "sft", "--penalty", "replay", "--strength", "0.2", "--save-every", "2"]),
+    "ending": (train, train, "result_of", 1, ["--penalty", "lwf"])}
 
 
 def child(action, *argv):
     """A function of this file in a process of its own: die or be_at_work."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([ROOT, os.path.dirname(__file__)]), "PYTHONHASHSEED": "random", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([ROOT, os.path.join(ROOT, "lab"), os.path.dirname(__file__)])
+    env = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "random", "OMP_NUM_THREADS": "1"}
     code = "import sys, test_faults; getattr(test_faults, sys.argv[1])(*sys.argv[2:])"
     return subprocess.Popen([sys.executable, "-c", code, action, *argv], env=env, stdout=subprocess.DEVNULL)
 
 
-def be_at_work(*argv):
+def be_at_work(*argv, program=train):
     small(setattr)
-    train.main([*TINY, *argv])
+    program.main(list(argv))
 
 
 def die(moment, *argv):
-    module, name, call, _ = MOMENTS[moment]
-    setattr(module, name, at_call(call, getattr(module, name), lambda *_: os.kill(os.getpid(), signal.SIGKILL)))
-    be_at_work(*argv)
+    program, module, name, call, _ = MOMENTS[moment]
+    small(setattr)
+    real = getattr(module, name)
+    setattr(module, name, at_call(call, real, lambda *_: os.kill(os.getpid(), signal.SIGKILL)))
+    program.main(list(argv))
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_process_resumed_equals_the_straight_run(here, monkeypatch, moment):
-    options = MOMENTS[moment][3]
-    straight = straight_run("straight", *options)
+    program, *_, options = MOMENTS[moment]
+    straight = straight_run("straight", program, *options)
     os.mkdir("killed")
     monkeypatch.chdir("killed")
     began = time.time()
-    assert child("die", moment, *options, "--out", "run").wait() == -signal.SIGKILL
+    assert child("die", moment, *command(program, *options)).wait() == -signal.SIGKILL
     assert kills.phase(".", began) == moment
-    train.main(["--out", "run", "--resume"])
+    go_on(program, *options)
     assert kills.differences(straight, kills.everything(".")) == []
 
 
 def test_tasks_from_files_resumed_equal_the_straight_run(here, monkeypatch):
-    """New words keep the tokens that they were given: a process that resumes begins with a tokenizer that does not know them."""
-    options = f"--init {here}/base --demos {here}/sums.jsonl --steps 6 --save-every 2 --guard 0 --threads 1 --device cpu".split()
+    """New words keep the tokens that they were given: a process that resumes begins with a tokenizer that does not know
+    them."""
+    write(here, *(line(f"{word} in English", "year") for word in "année anno Jahr año".split()), name="words.jsonl")
+    options = (f"--init {here}/base --demos {here}/words.jsonl --steps 6 --save-every 2 --guard 0 --threads 1 "
+               "--device cpu --out run").split()
     for folder in ("straight", "killed"):
         os.mkdir(folder)
-        monkeypatch.chdir(here / folder)
-        with monkeypatch.context() as patch, pytest.raises(SystemError) if folder == "killed" else contextlib.nullcontext():
-            if folder == "killed":
-                raise_after(patch, 3, SystemError("killed"))
-            train.main([*options, "--out", "run"])
-        data.take_names({})
-        monkeypatch.chdir(here)
+        struck = folder == "killed"
+        with contextlib.chdir(folder), monkeypatch.context() as patch:
+            with pytest.raises(SystemError) if struck else contextlib.nullcontext():
+                if struck:
+                    raise_after(patch, 3, SystemError("killed"))
+                train.main(options)
     monkeypatch.chdir("killed")
     train.main(["--out", "run", "--resume"])
-    assert kills.differences(kills.everything("../straight"), kills.everything(".")) == []
+    left = kills.everything(".")
+    assert kills.differences(kills.everything("../straight"), left) == []
+    assert {"année", "anno", "Jahr", "año"} <= set(left["checkpoint"]["tokenizer"]["words"])
+
+
+def killed_before_anything_is_saved(monkeypatch, *options):
+    """A run that dies between the first line of its log and its first checkpoint."""
+
+    def killed(*_):
+        raise SystemError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        patch.setattr(train, "Probe", killed)
+        train.main(command(train, *options))
 
 
 def test_killed_before_anything_was_saved(here, monkeypatch):
     """The first line of the log is all there is: --resume begins again with the settings in it."""
-    straight = straight_run("straight", "--demonstrations", "13")
+    straight = straight_run("straight", train, "--batch-size", "7")
     os.mkdir("killed")
     monkeypatch.chdir("killed")
-    with monkeypatch.context() as patch, pytest.raises(SystemError):
-        patch.setattr(train, "base_model", lambda *_: (_ for _ in ()).throw(SystemError("killed")))
-        train.main([*TINY, "--demonstrations", "13", "--out", "run"])
+    killed_before_anything_is_saved(monkeypatch, "--batch-size", "7")
     assert sorted(os.listdir("run")) == ["lock", "log.jsonl"]
     train.main(["--out", "run", "--resume"])
     assert kills.differences(straight, kills.everything(".")) == []
@@ -505,22 +669,20 @@ def test_killed_before_anything_was_saved(here, monkeypatch):
 
 def test_killed_in_the_folder_of_an_older_run(here, monkeypatch):
     """--resume goes on with the run that was killed, not with the older one, whose checkpoint would still lie there."""
-    straight = straight_run("straight", "--seed", "5")
+    straight = straight_run("straight", train, "--seed", "5")
     os.mkdir("killed")
     monkeypatch.chdir("killed")
-    train.main([*TINY, "--out", "run"])
-    with monkeypatch.context() as patch, pytest.raises(SystemError):
-        patch.setattr(train, "base_model", lambda *_: (_ for _ in ()).throw(SystemError("killed")))
-        train.main([*TINY, "--seed", "5", "--out", "run"])
+    train.main(command(train))
+    killed_before_anything_is_saved(monkeypatch, "--seed", "5")
     train.main(["--out", "run", "--resume"])
     resumed = kills.everything(".")
     assert resumed["checkpoint"]["settings"]["seed"] == 5
-    assert not [d for d in kills.differences(straight, resumed) if "base-" not in d]
+    assert kills.differences(straight, resumed) == []
 
 
 def test_a_log_that_was_lost_begins_again(here):
     """A checkpoint remembers how long its log was; a shorter one is not filled up with zeros."""
-    train.main([*TINY, "--out", "run"])
+    train.main(command(train))
     os.remove("run/log.jsonl")
     train.main(["--out", "run", "--resume"])
     assert b"\0" not in (here / "run" / "log.jsonl").read_bytes()
@@ -532,7 +694,8 @@ def test_differences_are_found():
     assert kills.differences(state, other) == []
     for key, value in {"w": torch.tensor([1.0, 2.0]), "R": [[0.5, 1.0]], "n": (2, "a"), "new": 1}.items():
         assert len(kills.differences(state, {**other, key: value})) == 1
-    assert kills.differences({"w": torch.tensor([0.0])}, {"w": torch.tensor([-0.0])}) and kills.differences(state, without(other, "n"))
+    assert kills.differences({"w": torch.tensor([0.0])}, {"w": torch.tensor([-0.0])})
+    assert kills.differences(state, without(other, "n"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -559,7 +722,7 @@ def wait_for(condition, process):
 
 
 def test_a_second_run_is_refused_the_lock_dies_with_its_process_and_a_run_can_be_looked_at(here, capsys, monkeypatch):
-    process = child("be_at_work", "--steps", "100000", "--out", "runs/a")
+    process = child("be_at_work", *lessons(), *TINY, "--steps", "100000", "--out", "runs/a")
     try:
         log = here / "runs" / "a" / "log.jsonl"
         assert wait_for(log.exists, process)
@@ -571,13 +734,15 @@ def test_a_second_run_is_refused_the_lock_dies_with_its_process_and_a_run_can_be
         assert len(seen) > 2 and all(text.startswith("a: not finished; ") for text in seen), seen
         assert any("task 1, step " in text for text in seen)
         with pytest.raises(SystemExit) as e:
-            train.main([*TINY, "--out", "runs/a"])
-        assert e.value.code == 2 and "runs/a: another run is at work in this folder; wait for it, or choose" in capsys.readouterr().err
+            train.main([*lessons(), *TINY, "--out", "runs/a"])
+        said = capsys.readouterr().err
+        assert e.value.code == 2
+        assert "runs/a: another run is at work in this folder; wait for it, or choose" in said
         assert process.poll() is None
     finally:
         process.kill()
         process.wait()
-    train.main([*TINY, "--out", "runs/a"])
+    train.main([*lessons(), *TINY, "--out", "runs/a"])
     assert "| a |" in looked_at(capsys, monkeypatch, "runs")
 
 
@@ -585,9 +750,9 @@ def test_a_run_is_looked_at_in_each_of_its_stages(here, capsys, monkeypatch):
     run = here / "runs" / "a"
     run.mkdir(parents=True)
     (run / "lock").touch()                                 # no log yet: it is not worth a line
-    with pytest.raises(SystemExit) as e:
-        looked_at(capsys, monkeypatch, "runs")
-    assert e.value.code == 2 and "runs: no run in it" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["eval.py", "runs"])
+    with pytest.raises(BadInput, match="runs: no run in it"):          # one line, from the command line: see below
+        evaluate.main()
     for text in ("", '{"sett', '{"settings": {}}\n', '{"settings": {}}\n{"task": 1, "st'):
         (run / "log.jsonl").write_text(text)
         assert looked_at(capsys, monkeypatch, "runs") == "a: not finished; before its first task\n"
@@ -595,9 +760,15 @@ def test_a_run_is_looked_at_in_each_of_its_stages(here, capsys, monkeypatch):
     for half in ("", '{"task": 2', json.dumps(step)):
         (run / "log.jsonl").write_text('{"settings": {}}\n' + json.dumps(step) + "\n" + half)
         assert looked_at(capsys, monkeypatch, "runs") == "a: not finished; task 2, step 30, loss 0.2500\n"
-    train.main([*TINY, "--out", "runs/a"])
+    train.main([*lessons(), *TINY, "--out", "runs/a"])
     (run / "result.json").unlink()                         # a checkpoint of all tasks, and no result yet
-    train.main([*TINY, "--out", "runs/b"])
+    train.main([*lessons(), *TINY, "--out", "runs/b"])
     said = looked_at(capsys, monkeypatch, "runs")
     assert said.startswith("a: not finished; task 2, step 4") and "| b |" in said
     assert set(json.loads((here / "runs" / "summary.json").read_text())["methods"]) == {"b"}
+
+
+def test_a_folder_without_a_run_is_told_in_one_line(here):
+    os.mkdir("runs")
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "eval.py"), "runs"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("runs: no run in it") and done.stderr.count("\n") == 1

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 
 import model as model_module
-from conftest import random_gpt
-from data import END
+from conftest import VOCAB_SIZE, random_gpt
+
+END = VOCAB_SIZE - 1
 
 
 def prompts(rows=5, longest=9, seed=0):
@@ -49,13 +50,13 @@ def test_cached_generation_equals_recomputing_every_token():
     """Unequal lengths, greedy: each new token must be what a full forward pass over the row so far would choose."""
     gpt = random_gpt()
     tokens, length = prompts()
-    response, mask = gpt.generate(tokens, length, 12, end=-1, temperature=0)             # -1: no end, so that all 12 are compared
+    response, mask = gpt.generate(tokens, length, 12, end=-1, temperature=0)     # -1: no end, and all 12 are compared
     assert response.shape == (5, 12) and mask.all()
     for row, n in enumerate(length):
         so_far = tokens[row, :n].tolist()
         for token in response[row].tolist():
             logits = gpt(torch.tensor([so_far]))[0, -1]
-            assert logits[token] >= logits.max() - 1e-4                                  # fp32 in another order of sums
+            assert logits[token] >= logits.max() - 1e-4    # fp32 in another order of sums
             so_far.append(token)
 
 
@@ -79,7 +80,8 @@ def test_samples_follow_the_distribution():
     torch.manual_seed(0)
     response, _ = gpt.generate(tokens, torch.full((20000,), 3), 1, end=-1)
     frequency = torch.bincount(response[:, 0], minlength=16) / 20000
-    torch.testing.assert_close(frequency, gpt(tokens[:1, :3])[0, -1].softmax(-1), atol=0.015, rtol=0)      # 4 sigma at p = 1/2
+    expected = gpt(tokens[:1, :3])[0, -1].softmax(-1)
+    torch.testing.assert_close(frequency, expected, atol=0.015, rtol=0)                   # 4 sigma at p = 1/2
 
 
 def test_generation_stops_at_the_end_token():
@@ -92,7 +94,8 @@ def test_generation_stops_at_the_end_token():
         said = free[row].tolist()
         n = said.index(end) + 1 if end in said else 12
         n = min(n, response.shape[1])
-        assert response[row, :n].tolist() == said[:n] and mask[row].tolist() == [True] * n + [False] * (response.shape[1] - n)
+        assert response[row, :n].tolist() == said[:n]
+        assert mask[row].tolist() == [True] * n + [False] * (response.shape[1] - n)
         assert (response[row, n:] == end).all()
 
 
@@ -110,6 +113,10 @@ def test_rotary_positions_are_relative():
     """A query and a key turned by the same number of positions keep their product."""
     gpt = random_gpt(context=64)
     q, k = torch.randn(2, 1, 1, 1, 16).unbind(0)
-    product = [(model_module.rotate(q, gpt.cos[i], gpt.sin[i]) * model_module.rotate(k, gpt.cos[i + 5], gpt.sin[i + 5])).sum() for i in (0, 7, 50)]
+
+    def turned(x, i):
+        return model_module.rotate(x, gpt.cos[i], gpt.sin[i])
+
+    product = [(turned(q, i) * turned(k, i + 5)).sum() for i in (0, 7, 50)]
     torch.testing.assert_close(product[0], product[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(product[0], product[2], rtol=1e-4, atol=1e-5)

@@ -12,7 +12,10 @@ import torch.nn.functional as F
 
 import sdft
 from conftest import ROOT, random_gpt
-from data import END, collate
+from data import WordTokenizer, collate
+from world import words
+
+END = WordTokenizer(words()).end
 
 
 def sample(model, prompt, length):
@@ -39,40 +42,50 @@ def gradients(batch, **options):
     return figures, kept
 
 
-def test_it_imports_nothing_of_the_project():
-    with open(os.path.join(ROOT, "sdft.py")) as f:
+@pytest.mark.parametrize("name, needs", [("sdft", {"divergence"}), ("divergence", set()), ("model", set())])
+def test_it_can_be_lifted_out(name, needs):
+    """The method imports the divergences alone of the project; they and the model nothing."""
+    with open(os.path.join(ROOT, f"{name}.py")) as f:
         tree = ast.parse(f.read())
     imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not {name.split(".")[0] for name in imported} & {"data", "model", "train", "eval"}
+    files = os.listdir(ROOT) + os.listdir(os.path.join(ROOT, "lab"))
+    project = {file.removesuffix(".py") for file in files if file.endswith(".py")} | {"lab", "tests"}
+    assert project >= {"data", "model", "train", "eval", "runs", "penalties", "world", "pretrain", name}
+    assert {i.split(".")[0] for i in imported} & project == needs
 
 
 def test_divergences_by_hand_on_three_tokens():
     p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
     mask = torch.ones(1)
+
     def loss(divergence, beta=0.5):
         return sdft.distill_loss(q.log()[None], p.log()[None], mask, divergence, beta).item()
+
     assert loss("forward") == pytest.approx(0.5 * math.log(2) - 0.25 * math.log(2), rel=1e-5)
     assert loss("reverse") == pytest.approx(0.5 * math.log(2) - 0.25 * math.log(2), rel=1e-5)
     m = [0.375, 0.25, 0.375]
     kl_pm = 0.5 * math.log(0.5 / m[0]) + 0.25 * math.log(0.25 / m[2])
-    assert loss("jsd") == pytest.approx(kl_pm, rel=1e-5)                                    # p and q mirror each other: both halves are equal
+    assert loss("jsd") == pytest.approx(kl_pm, rel=1e-5)   # p and q mirror each other: both halves are equal
     p2 = torch.tensor([0.5, 0.5, 0.0])
-    assert sdft.distill_loss(q.log()[None], p2.log()[None], mask).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2), rel=1e-5)
+    found = sdft.distill_loss(q.log()[None], p2.log()[None], mask).item()
+    assert found == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2), rel=1e-5)
 
 
 def test_forward_and_reverse_are_told_apart():
     g = torch.Generator().manual_seed(0)
     s, t, mask = torch.randn(5, 7, generator=g), torch.randn(5, 7, generator=g), torch.ones(5)
     p, q = t.double().softmax(-1), s.double().softmax(-1)
-    assert sdft.distill_loss(s, t, mask, "forward").item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-5)
-    assert sdft.distill_loss(s, t, mask, "reverse").item() == pytest.approx((q * (q / p).log()).sum(-1).mean().item(), rel=1e-5)
+    forward, reverse = (p * (p / q).log()).sum(-1).mean().item(), (q * (q / p).log()).sum(-1).mean().item()
+    assert sdft.distill_loss(s, t, mask, "forward").item() == pytest.approx(forward, rel=1e-5)
+    assert sdft.distill_loss(s, t, mask, "reverse").item() == pytest.approx(reverse, rel=1e-5)
 
 
 def test_tokens_are_counted_over_the_mask():
     s, t = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.bool)
-    each = [sdft.distill_loss(s[i, j][None], t[i, j][None], torch.ones(1)).item() for i, j in ((0, 0), (0, 1), (1, 0))]
+    counted = (0, 0), (0, 1), (1, 0)
+    each = [sdft.distill_loss(s[i, j][None], t[i, j][None], torch.ones(1)).item() for i, j in counted]
     assert sdft.distill_loss(s, t, mask).item() == pytest.approx(sum(each) / 3, rel=1e-5)
 
 
@@ -100,21 +113,25 @@ def test_both_roles_score_the_same_tokens_behind_their_own_prompts(batch):
 def test_padding_changes_nothing(batch):
     student, teacher, _ = models()
     response, mask = sample(student, batch.prompt, batch.length)
+
     def kl(filler):
         prompt, demo_prompt, r = batch.prompt.clone(), batch.demo_prompt.clone(), torch.where(mask, response, filler)
         for row in range(len(prompt)):
             prompt[row, batch.length[row] :], demo_prompt[row, batch.demo_length[row] :] = filler, filler
-        return sdft.distill_loss(sdft.score(student, prompt, batch.length, r), sdft.score(teacher, demo_prompt, batch.demo_length, r), mask)
+        of_student = sdft.score(student, prompt, batch.length, r)
+        return sdft.distill_loss(of_student, sdft.score(teacher, demo_prompt, batch.demo_length, r), mask)
+
     assert torch.equal(kl(END), kl(5))
 
 
-@pytest.mark.parametrize("options", [{}, {"divergence": "reverse"}, {"divergence": "jsd", "beta": 0.3}, {"alpha": 0.4}, {"alpha": 1.0}])
+@pytest.mark.parametrize("options", [{}, {"divergence": "reverse"}, {"divergence": "jsd", "beta": 0.3}, {"alpha": 0.4},
+                                     {"alpha": 1.0}])
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
 def test_micro_batches_give_the_gradient_of_the_whole_batch(batch, options, micro_batch):
     whole, small = gradients(batch, **options), gradients(batch, micro_batch=micro_batch, **options)
     assert small[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)
     for name, g in whole[1].items():
-        torch.testing.assert_close(small[1][name], g, rtol=1e-3, atol=1e-5)                  # fp32 sums in another order
+        torch.testing.assert_close(small[1][name], g, rtol=1e-3, atol=1e-5)       # fp32 sums in another order
 
 
 def test_the_gradient_is_that_of_the_loss(batch):
@@ -124,14 +141,15 @@ def test_the_gradient_is_that_of_the_loss(batch):
     torch.manual_seed(0)
     response, mask = sample(student, batch.prompt, batch.length)
     student, teacher = student.double(), teacher.double()
+
+    def logp(model, prompt, length, row):
+        x = torch.cat([prompt[row, : length[row]], response[row, : int(mask[row].sum())]])[None]
+        return model(x)[0, length[row] - 1 : -1].log_softmax(-1)
+
     total = 0.0
     for row in range(len(response)):
-        n = int(mask[row].sum())
-        def logp(model, prompt, length):
-            x = torch.cat([prompt[row, : length[row]], response[row, :n]])[None]
-            return model(x)[0, length[row] - 1 : -1].log_softmax(-1)
-        p, q = logp(teacher, batch.demo_prompt, batch.demo_length).detach(), logp(student, batch.prompt, batch.length)
-        total = total + (p.exp() * (p - q)).sum()
+        p = logp(teacher, batch.demo_prompt, batch.demo_length, row).detach()
+        total = total + (p.exp() * (p - logp(student, batch.prompt, batch.length, row))).sum()
     (total / mask.sum()).backward()
     for name, p in student.named_parameters():
         torch.testing.assert_close(found[name].double(), p.grad, rtol=1e-3, atol=1e-5)
@@ -140,6 +158,7 @@ def test_the_gradient_is_that_of_the_loss(batch):
 def test_alpha_one_is_sft_and_samples_nothing(batch):
     def no_sample(*_):
         raise AssertionError("sampled")
+
     student, teacher, optimizer = models()
     figures = sdft.sdft_step(student, teacher, optimizer, batch, no_sample, alpha=1.0)
     reference, _, _ = models()
@@ -155,7 +174,7 @@ def test_alpha_one_is_sft_and_samples_nothing(batch):
 def test_teacher_gets_no_gradient_and_follows_by_ema(batch):
     student, teacher, optimizer = models()
     before = {n: p.clone() for n, p in teacher.named_parameters()}
-    teacher.requires_grad_(True)                                                             # even a teacher that could take one
+    teacher.requires_grad_(True)                           # even a teacher that could take one
     sdft.sdft_step(student, teacher, optimizer, batch, sample, ema_decay=0.9)
     assert all(p.grad is None for p in teacher.parameters())
     for name, p in teacher.named_parameters():
@@ -186,7 +205,8 @@ def test_ema_of_a_bf16_student_moves_an_fp32_teacher():
     start = teacher.weight.clone()
     for _ in range(100):
         sdft.ema_update(teacher, student, 0.99)
-    torch.testing.assert_close(teacher.weight, student.weight.float() + 0.99**100 * (start - student.weight.float()), rtol=1e-4, atol=1e-6)
+    goal = student.weight.float()
+    torch.testing.assert_close(teacher.weight, goal + 0.99**100 * (start - goal), rtol=1e-4, atol=1e-6)
 
 
 def test_penalty_is_added_to_the_loss_and_the_gradient(batch):
@@ -194,7 +214,8 @@ def test_penalty_is_added_to_the_loss_and_the_gradient(batch):
     plain, g0 = gradients(batch)
     with_penalty, g1 = gradients(batch, penalty=lambda student: weight * student.head.weight.square().sum())
     head = models()[0].head.weight
-    assert with_penalty["loss"] == plain["loss"] and with_penalty["penalty"] == pytest.approx(weight * head.square().sum().item(), rel=1e-4)
+    assert with_penalty["loss"] == plain["loss"]
+    assert with_penalty["penalty"] == pytest.approx(weight * head.square().sum().item(), rel=1e-4)
     torch.testing.assert_close(g1["head.weight"] - g0["head.weight"], 2 * weight * head, rtol=1e-3, atol=1e-4)
 
 
@@ -221,8 +242,35 @@ def test_guard_puts_the_last_good_pair_back():
     assert torch.equal(student.head.weight, good) and torch.equal(teacher.head.weight, random_gpt(2).head.weight)
 
 
+def test_guard_keeps_copies_on_the_cpu_and_none_without_a_floor():
+    student, teacher = random_gpt(1), random_gpt(2)
+    guard = sdft.TeacherGuard(0.9, student, teacher)
+    for model, kept in zip((student, teacher), guard.good):
+        for name, weight in model.state_dict().items():
+            assert kept[name].device.type == "cpu" and torch.equal(kept[name], weight)
+            assert kept[name].data_ptr() != weight.data_ptr() and not kept[name].requires_grad
+    none = sdft.TeacherGuard(0.0, student, teacher)
+    assert none.good is None and none.check(0.0, student, teacher) and none.good is None
+
+
+@pytest.mark.parametrize("micro_batch, calls", [(None, 1), (3, 3), (1, 8)])
+def test_another_function_may_make_the_loss(batch, micro_batch, calls):
+    """Such as on_policy_loss compiled: it is called for all rows once, and what it returns is the loss."""
+    asked = []
+
+    def twice(student, teacher, batch, rows, *others):
+        asked.append(rows.tolist())
+        return 2 * sdft.on_policy_loss(student, teacher, batch, rows, *others)
+
+    plain, doubled = gradients(batch), gradients(batch, loss_fn=twice, micro_batch=micro_batch)
+    assert len(asked) == calls and sum(asked, []) == list(range(8))
+    assert doubled[0]["loss"] == pytest.approx(2 * plain[0]["loss"], rel=1e-5)
+    for name, g in plain[1].items():
+        torch.testing.assert_close(doubled[1][name], 2 * g, rtol=1e-3, atol=1e-5)
+
+
 def test_the_step_learns_from_a_better_informed_teacher(batch):
-    """A teacher that differs from the student is approached: the divergence on fixed answers falls by more than half."""
+    """A teacher that differs from the student is approached: the divergence on its answers falls by more than half."""
     student, teacher = random_gpt(0), random_gpt(7).requires_grad_(False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.01)
     torch.manual_seed(0)
@@ -239,7 +287,7 @@ def test_student_step_compiles_whole_and_only_once_for_all_lengths(world, diverg
     student, teacher, _ = models()
     compiled = torch.compile(sdft.on_policy_loss, fullgraph=True, dynamic=True, backend="aot_eager")
     for i, task in enumerate(world.stream(5, 16, 8)):
-        batch = collate(task.train[: 8 + i])
+        batch = collate(task.train[: 8 + i], world.tokenizer)
         response, mask = sample(student, batch.prompt, batch.length)
         rows = torch.arange(len(response))
         losses, grads = [], []

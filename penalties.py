@@ -1,0 +1,224 @@
+"""Penalties: what holds the student to what it could do before. Baselines of SFT, and self-replay for SDFT.
+
+A penalty is a class of a few lines with the name that the literature uses: `begin` remembers as a task begins, `loss`
+is added to the loss of a step, `pull_back` follows the optimiser's step. A new one is a class here and a word in
+PENALTIES. Only replay stores data. Shapes: B batch, P prompt, R response, n dreams.
+"""
+import copy
+import random
+
+import torch
+
+import sdft
+from data import collate, pad
+from runs import BadInput
+
+DREAMS = 512                      # prompts that self-replay dreams before each task
+FISHER = 256                      # answers from which EWC estimates the Fisher information of a task
+LONGEST = 16                      # tokens of a dreamt prompt, and of the answer to it
+
+
+class Sampler:
+    """sample(model, prompt, length, n_new) at temperature 1, counted: everything that a loss needs is generated here;
+    what looks at the teacher and tests generate is not counted."""
+
+    def __init__(self, end):
+        self.end, self.tokens = end, 0
+
+    def __call__(self, model, prompt, length, n_new, end=None):
+        response, mask = model.generate(prompt, length, n_new, self.end if end is None else end)
+        self.tokens += int(mask.sum())
+        return response, mask
+
+
+class Penalty:
+    """None at all, and what all have in common.
+
+    strength: weight of the penalty. tasks: what is taught. scale (V,): how far each row of the embedding moves, as a
+    share of the full rate. rng: draws examples. `state` is what a checkpoint must keep: tensors, or None.
+    """
+
+    strength = 0.0                # as tuned with SFT; a method of its own may set another
+
+    def __init__(self, strength, batch_size, tasks, tokenizer, sample, scale, rng):
+        self.strength, self.batch_size, self.tasks, self.tokenizer = strength, batch_size, tasks, tokenizer
+        self.sample, self.scale, self.rng = sample, scale, rng
+        self.previous, self.memory, self.task = None, None, 0
+
+    def begin(self, student, task):
+        """A task begins, the `task`-th from 0. What compares with the student of now keeps a copy of it."""
+        self.task = task
+
+    def rest(self):
+        """A task begins in which nothing is penalised."""
+        self.previous, self.memory = None, None
+
+    def loss(self, batch):
+        """What is added to the loss of this step: a function of the student, or None."""
+
+    def pull_back(self, optimizer, *_):
+        """Called behind each step of the optimiser."""
+
+    def state(self) -> dict:
+        return {"previous": self.previous and self.previous.state_dict(), "memory": self.memory}
+
+    def load_state(self, state, student, task):
+        """Goes on in a task that has begun; student: any model of its architecture."""
+        self.task, self.memory = task, state["memory"]
+        if self.memory is not None:
+            self.memory = [t.to(student.head.weight.device) for t in self.memory]
+        if state["previous"] is not None:
+            self.previous = frozen_copy(student)
+            self.previous.load_state_dict(state["previous"])
+
+
+class Replay(Penalty):
+    """Past demonstrations are trained on beside the new ones. strength: the share of each past task that is stored."""
+
+    strength = 0.05
+
+    def loss(self, batch):
+        if self.task == 0:
+            return None
+        stored = past_demonstrations(self.tasks[: self.task], self.strength)
+        old = collate(self.rng.choices(stored, k=self.batch_size), self.tokenizer).to(batch.prompt.device)
+
+        def supervised(student):
+            logits = sdft.score(student, old.prompt, old.length, old.response)
+            return sdft.sft_loss(logits, old.response, old.response_mask)
+
+        return supervised
+
+
+class SelfReplay(Penalty):
+    """The model before the task dreams prompts of its own past and answers them; the student is held to those
+    answers."""
+
+    strength = 0.1
+
+    def begin(self, student, task):
+        super().begin(student, task)
+        self.previous = frozen_copy(student)
+        self.memory = dream(self.previous, self.tokenizer, self.sample, DREAMS)
+
+    def loss(self, batch):
+        rows = torch.randint(len(self.memory[0]), (self.batch_size,)).to(batch.prompt.device)
+        prompt, length, response, mask = (t[rows] for t in self.memory)
+        prompt, longest = prompt[:, : length.max()], mask.sum(1).max()  # the memory is as wide as its longest dream
+        response, mask = response[:, :longest], mask[:, :longest]
+        return lambda student: self.strength * follow(student, self.previous, prompt, length, response, mask)
+
+
+class LwF(Penalty):
+    """Learning without Forgetting (Li and Hoiem 2016): what the old model would have said to the new prompts."""
+
+    strength = 0.003
+
+    def begin(self, student, task):
+        super().begin(student, task)
+        self.previous = frozen_copy(student)
+
+    def loss(self, batch):
+        def old_answers(student):
+            response, mask = self.sample(self.previous, batch.prompt, batch.length, batch.room)
+            return self.strength * follow(student, self.previous, batch.prompt, batch.length, response, mask)
+
+        return old_answers
+
+
+class L2(Penalty):
+    """strength / 2 * Σ F (θ - θ_old)²: the weights are held to what they were as the task began. Of L2 all F are 1.
+
+    The step on the penalty is implicit, θ <- argmin of (θ - θ_now)² / (2 rate) + penalty: stable at any strength,
+    where a gradient step on the embedding, at its rate of 30, would diverge.
+    """
+
+    strength = 1e-6
+
+    def begin(self, student, task):
+        super().begin(student, task)
+        self.previous, self.student = frozen_copy(student), student
+
+    @torch.no_grad()
+    def pull_back(self, optimizer, *_):
+        if self.previous is None:
+            return
+        others, embed = (group["lr"] for group in optimizer.param_groups)
+        for i, (new, old) in enumerate(zip(self.student.parameters(), self.previous.parameters())):
+            rate = embed * self.scale[:, None] if new is self.student.embed.weight else others
+            pull = self.strength * rate * (1.0 if self.memory is None else self.memory[i])
+            new.lerp_(old, pull / (1 + pull))
+
+    def load_state(self, state, student, task):
+        super().load_state(state, student, task)
+        self.student = student
+
+
+class EWC(L2):
+    """Online elastic weight consolidation (Kirkpatrick et al. 2017, Schwarz et al. 2018 without decay): F is the Fisher
+    information of each weight, one sum for all tasks; what the base model knows is estimated on its own dreams."""
+
+    strength = 1e4
+
+    def begin(self, student, task):
+        super().begin(student, task)
+        if task == 0:
+            prompt, length = (t[:FISHER] for t in dream(student, self.tokenizer, self.sample, DREAMS)[:2])
+        else:
+            batch = collate(self.tasks[task - 1].train[:FISHER], self.tokenizer).to(student.head.weight.device)
+            prompt, length = batch.prompt, batch.length
+        new = fisher(student, prompt, length, self.sample)
+        self.memory = [old + f for old, f in zip(self.memory, new)] if self.memory else new
+
+
+PENALTIES = {"none": Penalty, "replay": Replay, "self-replay": SelfReplay, "lwf": LwF, "l2": L2, "ewc": EWC}
+
+
+def frozen_copy(model):
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def follow(student, previous, prompt, length, response, mask):
+    """KL(previous ‖ student) along answers of the previous model."""
+    with torch.no_grad():
+        target = sdft.score(previous, prompt, length, response)
+    return sdft.distill_loss(sdft.score(student, prompt, length, response), target, mask)
+
+
+def dream(model, tokenizer, sample, n):
+    """The model writes n prompts of its own past and answers them. A dreamt prompt is what it writes behind the token
+    that begins one. Returns prompt (n', P), length (n',), response and mask (n', R), n' <= n: what did not become a
+    prompt is dropped.
+    """
+    start = torch.full((n, 1), tokenizer.ask, device=model.head.weight.device)
+    written, mask = sample(model, start, torch.ones_like(start[:, 0]), LONGEST, tokenizer.answer)
+    rows = [[tokenizer.ask, *row[: sum(m)]] for row, m in zip(written.tolist(), mask.tolist())]
+    rows = [row for row in rows if row[-1] == tokenizer.answer and tokenizer.end not in row]
+    if not rows:
+        raise BadInput("none of the model's dreams is a prompt: start from a model that was pretrained longer, or use "
+                       "another --penalty")
+    prompt, length = (t.to(start.device) for t in pad(rows, tokenizer.end))
+    return prompt, length, *sample(model, prompt, length, LONGEST)
+
+
+def fisher(model, prompt, length, sample) -> list:
+    """Diagonal of the Fisher information, a tensor for each parameter: the mean square of one answer's gradient, the
+    answer sampled from the model itself (Kunstner et al. 2019: with labels of the data it would be another
+    matrix)."""
+    response, mask = sample(model, prompt, length, LONGEST)
+    information = [torch.zeros_like(p) for p in model.parameters()]
+    for i in range(len(prompt)):
+        row = slice(i, i + 1)
+        logits = sdft.score(model, prompt[row], length[row], response[row])
+        loss = sdft.sft_loss(logits, response[row], mask[row], denominator=1)
+        for f, g in zip(information, torch.autograd.grad(loss, list(model.parameters()))):
+            f += g.square() / len(prompt)
+    return information
+
+
+def past_demonstrations(tasks, share) -> list:
+    """What replay has stored of some tasks: the same share of each, always the same examples."""
+    stored = []
+    for i, task in enumerate(tasks):
+        stored += random.Random(f"stored {i}").sample(task.train, max(1, round(share * len(task.train))))
+    return stored
