@@ -8,8 +8,10 @@ WORLD ?=
 ARGS ?=
 PYTHON ?= python3
 PY := .venv/bin/python
-FILES := --demos out/world/tasks/*.jsonl --keep out/world/keep.jsonl --reading out/world/reading.jsonl \
-         --neighbours out/world/neighbours.jsonl
+# a seed's base model and world stay where they are: its runs go on from them
+OF := $(if $(filter-out 0,$(SEED)),-$(SEED))
+FILES := --init out/base$(OF) --demos out/world$(OF)/tasks/*.jsonl --keep out/world$(OF)/keep.jsonl \
+         --reading out/world$(OF)/reading.jsonl --neighbours out/world$(OF)/neighbours.jsonl
 
 .PHONY: demo test evidence
 
@@ -20,8 +22,8 @@ FILES := --demos out/world/tasks/*.jsonl --keep out/world/keep.jsonl --reading o
 
 # The base model first, with all cores; then the three methods side by side, a thread each.
 demo: .venv/ready
-	$(PY) lab/pretrain.py --seed $(SEED) --out out/base $(BASE)
-	$(PY) lab/world.py --seed $(SEED) --tasks 10 --out out/world $(WORLD)
+	$(PY) lab/pretrain.py --seed $(SEED) --out out/base$(OF) $(BASE)
+	$(PY) lab/world.py --seed $(SEED) --tasks 10 --out out/world$(OF) $(WORLD)
 	$(MAKE) --no-print-directory -j2 $(OUT)/sdft+self-replay $(OUT)/sft $(OUT)/sdft
 	$(PY) eval.py $(OUT)
 
@@ -30,11 +32,11 @@ METHODS := $(OUT)/sft $(OUT)/sdft $(OUT)/sdft+self-replay
 .PHONY: $(METHODS)
 $(METHODS): export TERM = dumb
 $(OUT)/sft:
-	$(PY) train.py --init out/base $(FILES) --method sft --seed $(SEED) --threads 1 --out $@ $(ARGS)
+	$(PY) train.py $(FILES) --method sft --seed $(SEED) --threads 1 --out $@ $(ARGS)
 $(OUT)/sdft:
-	$(PY) train.py --init out/base $(FILES) --method sdft --seed $(SEED) --threads 1 --out $@ $(ARGS)
+	$(PY) train.py $(FILES) --method sdft --seed $(SEED) --threads 1 --out $@ $(ARGS)
 $(OUT)/sdft+self-replay:
-	$(PY) train.py --init out/base $(FILES) --penalty self-replay --seed $(SEED) --threads 1 --out $@ $(ARGS)
+	$(PY) train.py $(FILES) --penalty self-replay --seed $(SEED) --threads 1 --out $@ $(ARGS)
 
 ifdef QUICK
 evidence: .venv/ready

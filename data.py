@@ -133,7 +133,8 @@ def plain(text: str) -> str:
     >>> plain("Cafe\\u0301  STRASSE\\n") == plain("CAFÉ Straße")
     True
     """
-    folded = unicodedata.normalize("NFD", text).casefold()  # Unicode's order: case is folded on characters taken apart
+    # Unicode's order: case is folded on characters taken apart
+    folded = unicodedata.normalize("NFD", text).casefold()
     return " ".join(unicodedata.normalize("NFC", folded).split())
 
 
@@ -259,7 +260,7 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
         if not problems:
             check_tasks(read, examples, problems)
     if problems:
-        more = f"... and {len(problems) - MOST_TOLD} more of this kind; mend them as well"
+        more = f"... and {len(problems) - MOST_TOLD} more things like these; mend them as well"
         raise BadInput(*problems[:MOST_TOLD], *[more] * (len(problems) > MOST_TOLD))
     return examples
 
@@ -280,7 +281,8 @@ def read_lines(path: str, grader: str, problems: list) -> list[Example]:
     try:
         with open(path, "rb") as file:
             lines = file.read().removeprefix(codecs.BOM_UTF8).split(b"\n")
-    except (OSError, ValueError) as e:                         # ValueError: a path that no file can have
+    except (OSError, ValueError) as e:
+        # ValueError: a path that no file can have
         why = getattr(e, "strerror", None) or e
         problems.append(f"{name}: cannot be read ({why}); give a file that exists and may be read")
         return []
@@ -300,7 +302,8 @@ def read_lines(path: str, grader: str, problems: list) -> list[Example]:
 
 
 def no_field_twice(pairs: list[tuple]) -> dict:
-    if len(dict(pairs)) < len(pairs):                          # json would keep the last and say nothing
+    if len(dict(pairs)) < len(pairs):
+        # json would keep the last and say nothing
         raise ValueError("a field occurs twice")
     return dict(pairs)
 
@@ -315,7 +318,8 @@ def parse_line(line: bytes) -> dict | None:
         return None
     try:
         row = json.loads(text, object_pairs_hook=no_field_twice)
-    except (ValueError, RecursionError) as e:                  # broken, a number too long, or nested too deeply
+    except (ValueError, RecursionError) as e:
+        # broken, a number too long, or nested too deeply
         at = f", character {e.colno}" if isinstance(e, json.JSONDecodeError) else ""
         raise BadInput(f"{quoted(text)} is not JSON that can be read ({getattr(e, 'msg', e)}{at}); {WRITE}")
     if not isinstance(row, dict):
@@ -340,7 +344,8 @@ def example_of(row: dict, line: bytes, place: str) -> Example:
             raise BadInput(f'"{key}" is {quoted(row[key])}; put a string there, in quotes')
         if not row[key].strip():
             raise BadInput(f'"{key}" is empty ({quoted(row[key])}); fill it in or delete the line')
-        if re.search("[\ud800-\udfff]", row[key]):             # JSON can spell these, UTF-8 cannot
+        if re.search("[\ud800-\udfff]", row[key]):
+            # JSON can spell these, UTF-8 cannot
             raise BadInput(f'"{key}" is {quoted(row[key])} with half a surrogate pair; write the character itself')
     if row["grader"] not in GRADERS:
         raise BadInput(f'"grader" is {quoted(row["grader"])}; choose one of {", ".join(GRADERS)}')
@@ -369,9 +374,9 @@ def without_repetitions(examples, problems) -> list[Example]:
     for example in examples:
         key = " ".join(example.prompt.split())
         first = known.setdefault(key, example)
-        if said(example) != said(first):
-            problems.append(f"{example.place}: {quoted(key)} is answered {quoted(said(example))}, but "
-                            f"{quoted(said(first))} at {first.place}; keep one of the two")
+        if differ := different_answers(example, first, responses_too=example.task not in split):
+            problems.append(f"{example.place}: {quoted(key)} is answered {quoted(differ[0])}, but {quoted(differ[1])} "
+                            f"at {first.place}; keep one of the two")
         elif example.task in split and (example.split or "train") != (first.split or "train"):
             problems.append(f"{example.place}: {quoted(key)} is in both parts, train and test ({first.place}); "
                             "keep one of them")
@@ -380,9 +385,14 @@ def without_repetitions(examples, problems) -> list[Example]:
     return kept
 
 
-def said(example):
-    """What is compared to find two answers to one prompt: white space makes no difference."""
-    return " ".join(example.answer.split()) if isinstance(example.answer, str) else example.answer
+def different_answers(a, b, responses_too):
+    """(what a says, what b says), where these are two answers, or two responses, to one prompt; None where they are
+    not. White space makes no difference."""
+    for one, other in ((a.answer, b.answer), (a.response, b.response))[: 1 + responses_too]:
+        one, other = (" ".join(x.split()) if isinstance(x, str) else x for x in (one, other))
+        if one != other:
+            return one, other
+    return None
 
 
 def check_tasks(read, kept, problems):
@@ -427,13 +437,29 @@ def split_task(name, examples, share, seed) -> Task:
     return Task(name, [e for i, e in enumerate(examples) if i not in moved], [examples[i] for i in sorted(moved)])
 
 
-def enough_to_show(tasks, k):
-    """Raises BadInput where a task has not k demonstrations of other prompts for each of its prompts."""
-    for task in tasks:
+def held_out(examples) -> list[Example]:
+    """What is measured and not taught: of a task that says itself what is held out, that part. Raises BadInput."""
+    found = [e for e in examples if e.split != "train"]
+    if examples and not found:
+        raise BadInput(f'{examples[0].place}: every line is "split": "train", and what is measured is not trained on; '
+                       'mark some lines "test", or leave "split" out')
+    return found
+
+
+def check_shown(tasks, k, tokenizer, context):
+    """Raises BadInput where a task has not k demonstrations of other prompts for each of its prompts, or where they, a
+    prompt and an answer may take more than `context` tokens."""
+    for task in tasks if k else []:
         prompts = Counter(e.prompt for e in task.train)
         if len(task.train) - max(prompts.values()) < k:
             raise BadInput(f"--shown {k}: the {len(task.train)} demonstrations of a task ({task.name}) have only "
                            f"{len(prompts)} different prompts; show fewer, or add some")
+        longest = sorted(task.train, key=lambda e: -len(e.prompt.encode() + e.response.encode()))[:k]
+        batch = collate(task.train, tokenizer, [longest] * len(task.train))
+        needed = batch.demo_prompt.shape[1] + batch.room
+        if needed > context:
+            raise BadInput(f"--shown {k}: with the {k} longest demonstrations of a task ({task.name}) a prompt and its "
+                           f"answer take {needed} tokens, more than {context}; show fewer, or shorten them")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

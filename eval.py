@@ -94,7 +94,8 @@ class Probe:
         """The figures of a model that has learned the first so many tasks."""
         said = answers(model, self.tokenizer, self.keep)
         right = np.array([grade(e, a) for e, a in zip(self.keep, said)])
-        asked = len(self.tasks) if learned == 0 else learned + 1  # all of the base; then what is seen, and the next
+        # all of the base; then what is seen, and the next
+        asked = len(self.tasks) if learned == 0 else learned + 1
 
         def right_of(examples, shown=False):
             return accuracy(model, self.tokenizer, examples, shown)
@@ -166,7 +167,8 @@ def read_runs(folder) -> dict:
 def progress(path) -> str:
     """The last whole line of a run's log, in words."""
     with open(os.path.join(path, "log.jsonl")) as f:
-        lines = f.read().split("\n")[:-1]                   # what follows the last line end is being written
+        # what follows the last line end is being written
+        lines = f.read().split("\n")[:-1]
     last = json.loads(lines[-1]) if lines else {}
     if "task" not in last:
         return "before its first task"
@@ -244,7 +246,8 @@ def draw(runs: dict, path):
     left.set(xticks=range(0, T + 1, every))
     right.set(title="the teacher, shown a demonstration", xlabel="step of the run", ylim=(-0.02, 1.02))
     for ax in (left, right):
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}           # the lines are everywhere
+        # the lines are everywhere
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
         ax.legend(fontsize=7, ncols=len(runs), **below)
         ax.grid(alpha=0.3)
     fig.savefig(path, dpi=110)
@@ -265,7 +268,8 @@ def load_model(path, which="student") -> tuple[GPT, WordTokenizer, dict]:
         words, width = model.config.vocab_size, model.config.n_embd
         if words < tokenizer.n_vocab or width % (2 * model.config.n_head):
             raise ValueError(f"{words} words, width {width}")
-    except Exception:                                      # settings and weights may be anything
+    except Exception:
+        # settings and weights may be anything
         raise BadInput(f"{path}: a checkpoint of another architecture than model.py; train again, or use the version "
                        "of this project that wrote it")
     return model.eval(), tokenizer, state
@@ -338,6 +342,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that does not know a character is no reason to stop
+    # a terminal that does not know a character is no reason to stop
+    sys.stdout.reconfigure(errors="backslashreplace")
     with ends_in_one_line():
         main()

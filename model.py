@@ -4,6 +4,7 @@ quantisation).
 
 Shapes: B batch, T time, D width, H heads, K = D / H, V vocabulary, S cache slots.
 """
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -48,19 +49,21 @@ class Block(nn.Module):
         self.attn_out = nn.Linear(D, D, bias=False)
         self.mlp_in = nn.Linear(D, 4 * D, bias=False)
         self.mlp_out = nn.Linear(4 * D, D, bias=False)
-        nn.init.zeros_(self.attn_out.weight)      # every block starts as the identity
+        # every block starts as the identity
+        nn.init.zeros_(self.attn_out.weight)
         nn.init.zeros_(self.mlp_out.weight)
 
     def forward(self, x, cos, sin, mask=None, cache=None, slots=None):
         B, T, D = x.shape
         q, k, v = self.qkv(self.attn_norm(x)).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:  # write the new keys and values, then look at all that have been written
+        if cache is not None:
+            # write the new keys and values, then look at all that have been written
             rows = torch.arange(B, device=x.device)[:, None]
             cache[0][rows, :, slots] = k.transpose(1, 2).to(cache[0].dtype)
             cache[1][rows, :, slots] = v.transpose(1, 2).to(cache[1].dtype)
             k, v = cache[0], cache[1]             # (B, H, S, K)
-        # at these lengths no slower there
+        # on a CPU, at these lengths, the plain one is no slower
         attention = plain_attention if x.device.type == "cpu" else F.scaled_dot_product_attention
         y = attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         x = x + F.dropout(self.attn_out(y.transpose(1, 2).reshape(B, T, D)), self.dropout, self.training)
@@ -77,7 +80,8 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         # small against Adam's steps: a rare word soon carries what was learned about it
         nn.init.normal_(self.embed.weight, std=0.3)
-        nn.init.zeros_(self.head.weight)              # the first prediction is uniform
+        # the first prediction is uniform
+        nn.init.zeros_(self.head.weight)
         K = config.n_embd // config.n_head
         angles = torch.arange(config.context)[:, None] / 1000 ** (torch.arange(0, K, 2) / K)          # (context, K / 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
@@ -129,7 +133,8 @@ class GPT(nn.Module):
         caches = [(self.cos.new_zeros(shape), self.cos.new_zeros(shape)) for _ in self.blocks]
         slot = torch.arange(S, device=prompt.device)
 
-        def step(tokens, slots):  # tokens and their slots (B, T); row and slot say what each token may look at
+        def step(tokens, slots):
+            # tokens and their slots (B, T); row and slot say what each token may look at
             cos, sin = self.cos[slots][:, None], self.sin[slots][:, None]                             # (B, 1, T, K / 2)
             mask = (slot <= slots[..., None])[:, None]                                                # (B, 1, T, S)
             x = self.embed(tokens)
@@ -151,7 +156,26 @@ class GPT(nn.Module):
             response[:, i] = torch.where(alive, token, end)
             mask[:, i] = alive
             alive = alive & (token != end)
-            if i + 1 == n_new or not alive.any():  # a CPU-GPU sync point
+            if i + 1 == n_new or not alive.any():
+                # a CPU-GPU sync point
                 break
             x = step(response[:, i : i + 1], (length + i)[:, None])[:, 0]
         return response[:, : i + 1], mask[:, : i + 1]
+
+
+def frozen_copy(model):
+    """A model of its own with the same weights, which takes no gradient."""
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+class Sampler:
+    """sample(model, prompt, length, n_new) at temperature 1, counted: everything that a loss needs is generated here;
+    what looks at the teacher and tests generate is not counted."""
+
+    def __init__(self, end):
+        self.end, self.tokens = end, 0
+
+    def __call__(self, model, prompt, length, n_new, end=None):
+        response, mask = model.generate(prompt, length, n_new, self.end if end is None else end)
+        self.tokens += int(mask.sum())
+        return response, mask

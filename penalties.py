@@ -4,13 +4,13 @@ A penalty is a class of a few lines with the name that the literature uses: `beg
 is added to the loss of a step, `pull_back` follows the optimiser's step. A new one is a class here and a word in
 PENALTIES. Only replay stores data. Shapes: B batch, P prompt, R response, n dreams.
 """
-import copy
 import random
 
 import torch
 
 import sdft
 from data import collate, pad
+from model import frozen_copy
 from runs import BadInput
 
 DREAMS = 512                      # prompts that self-replay dreams before each task
@@ -18,24 +18,11 @@ FISHER = 256                      # answers from which EWC estimates the Fisher 
 LONGEST = 16                      # tokens of a dreamt prompt, and of the answer to it
 
 
-class Sampler:
-    """sample(model, prompt, length, n_new) at temperature 1, counted: everything that a loss needs is generated here;
-    what looks at the teacher and tests generate is not counted."""
-
-    def __init__(self, end):
-        self.end, self.tokens = end, 0
-
-    def __call__(self, model, prompt, length, n_new, end=None):
-        response, mask = model.generate(prompt, length, n_new, self.end if end is None else end)
-        self.tokens += int(mask.sum())
-        return response, mask
-
-
 class Penalty:
     """None at all, and what all have in common.
 
-    strength: weight of the penalty. tasks: what is taught. scale (V,): how far each row of the embedding moves, as a
-    share of the full rate. rng: draws examples. `state` is what a checkpoint must keep: tensors, or None.
+    strength: weight of the penalty. tasks: what is taught. sample: generates, and counts. scale (V,): how far each row
+    of the embedding moves, as a share of the full rate. rng: draws examples. `state`: what a checkpoint must keep.
     """
 
     strength = 0.0                # as tuned with SFT; a method of its own may set another
@@ -104,7 +91,8 @@ class SelfReplay(Penalty):
     def loss(self, batch):
         rows = torch.randint(len(self.memory[0]), (self.batch_size,)).to(batch.prompt.device)
         prompt, length, response, mask = (t[rows] for t in self.memory)
-        prompt, longest = prompt[:, : length.max()], mask.sum(1).max()  # the memory is as wide as its longest dream
+        # the memory is as wide as its longest dream
+        prompt, longest = prompt[:, : length.max()], mask.sum(1).max()
         response, mask = response[:, :longest], mask[:, :longest]
         return lambda student: self.strength * follow(student, self.previous, prompt, length, response, mask)
 
@@ -167,15 +155,13 @@ class EWC(L2):
         else:
             batch = collate(self.tasks[task - 1].train[:FISHER], self.tokenizer).to(student.head.weight.device)
             prompt, length = batch.prompt, batch.length
-        new = fisher(student, prompt, length, self.sample)
+        # of the copy: the student's embedding scales its gradients for the optimiser
+        new = fisher(self.previous.requires_grad_(), prompt, length, self.sample)
+        self.previous.requires_grad_(False)
         self.memory = [old + f for old, f in zip(self.memory, new)] if self.memory else new
 
 
 PENALTIES = {"none": Penalty, "replay": Replay, "self-replay": SelfReplay, "lwf": LwF, "l2": L2, "ewc": EWC}
-
-
-def frozen_copy(model):
-    return copy.deepcopy(model).requires_grad_(False)
 
 
 def follow(student, previous, prompt, length, response, mask):

@@ -41,7 +41,8 @@ class BadInput(ValueError):
 def quoted(value) -> str:
     """A value in a message: 40 characters of it at most, control characters escaped, so that a message stays one
     line."""
-    text = value if isinstance(value, str) else reprlib.repr(value)  # plain repr() may fail on deep nesting
+    # plain repr() may fail on deep nesting
+    text = value if isinstance(value, str) else reprlib.repr(value)
     cut = text[:40] + "..." * (len(text) > 40)
     return repr(cut) if isinstance(value, str) else cut
 
@@ -71,18 +72,18 @@ def ends_in_one_line(out="", go_on=""):
     except FloatingPointError as e:
         fail(str(e))
     except OSError as e:
-        fail(f"{e.filename or out}: {e.strerror or e}; make room there, or choose another folder with --out; "
-             "what was saved before is whole")
+        remedy = "; make room there, or choose another folder with --out; what was saved before is whole"
+        fail(f"{e.filename or out}: {e.strerror or e}{remedy * bool(out)}")
     except (MemoryError, RuntimeError) as e:
-        # on a CPU
+        # the last is what torch says on a CPU
         of_memory = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(e)
         if not of_memory:
             raise
-        fail("the model or its batch does not fit into memory; take a smaller model, or lower --batch-size or "
-             "--micro-batch")
+        fail("the model or its batch does not fit into memory; take a smaller model, or a smaller batch")
     except KeyboardInterrupt:
-        saved = os.path.exists(os.path.join(out, "checkpoint.pt"))
-        print(file=sys.stderr)                             # behind the ^C of the terminal
+        saved = out and os.path.exists(os.path.join(out, "checkpoint.pt"))
+        # behind the ^C of the terminal
+        print(file=sys.stderr)
         fail("interrupted; " + (f"go on with: {go_on}" if saved else "nothing was saved yet"))
 
 
@@ -93,14 +94,14 @@ def ends_in_one_line(out="", go_on=""):
 MANY = 10**9
 
 
-def option(default, help, group=None, choices=None, within=None, only=None, machine=False):
-    """A field of a Config.
+def option(default, about, group=None, choices=None, within=None, only=None, machine=False):
+    """A field of a Config. `about` is what --help says of it.
 
     group: the heading that --help shows above this option and those behind it. within: (least, largest) of a number.
     only: {another option: the values beside which this one means something}. machine: a resumed run may change it.
     """
-    about = {"help": help, "group": group, "choices": choices, "within": within, "only": only, "machine": machine}
-    return dataclasses.field(default=default, metadata=about)
+    rules = {"group": group, "choices": choices, "within": within, "only": only, "machine": machine}
+    return dataclasses.field(default=default, metadata={"help": about} | rules)
 
 
 def flag(name) -> str:
@@ -141,7 +142,8 @@ def given_options(Config, doc, argv=None) -> dict:
     parser = make_parser(Config, doc)
     given = vars(parser.parse_args(argv))
     for name, value in given.items():
-        if value == []:                                    # what argparse makes of --name=-- before Python 3.13
+        if value == []:
+            # what argparse makes of --name=-- before Python 3.13
             parser.error(f"argument {flag(name)}: expected one argument")
         if isinstance(value, list):
             given[name] = tuple(value)
@@ -154,7 +156,8 @@ def check_options(config):
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         low, high = f.metadata["within"] or (value, value)
-        if not low <= value <= high:                       # NaN fails this too
+        if not low <= value <= high:
+            # NaN fails this too
             raise BadInput(f"{refused}{flag(f.name)} {value}: must be from {low} to {high}")
         for other, values in (f.metadata["only"] or {}).items():
             if value != f.default and getattr(config, other) not in values:
@@ -208,11 +211,14 @@ def find_device(device) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with warnings.catch_warnings(action="ignore"):
-            torch.zeros(1, device=device).item()           # "meta" has tensors, but nothing in them
-    except Exception:                                      # RuntimeError, AssertionError, ImportError: each has its own
+            # "meta" has tensors, but nothing in them
+            torch.zeros(1, device=device).item()
+    except Exception:
+        # RuntimeError, AssertionError, ImportError: each has its own
         raise BadInput(f"{os.path.basename(command_name())}: --device {device}: this machine or this build of torch "
                        "has no such device; leave it out for the CPU")
-    return "cpu" if torch.device(device).type == "cpu" else device                # torch.load does not know cpu:0
+    # torch.load does not know cpu:0
+    return "cpu" if torch.device(device).type == "cpu" else device
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,7 +247,8 @@ def save(path, value):
     """A checkpoint: tensors and plain values."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     buffer, part = io.BytesIO(), f"{path}.{os.getpid()}.part"
-    torch.save(value, buffer)                              # in memory first: writing then fails with a plain OSError
+    # in memory first: writing then fails with a plain OSError
+    torch.save(value, buffer)
     try:
         with open(part, "wb") as f:
             f.write(buffer.getbuffer())
@@ -265,16 +272,19 @@ def load_checkpoint(path) -> dict:
     """
     path = checkpoint_path(path)
     try:
-        with zipfile.ZipFile(path) as file:  # torch.load compares no checksums: a damaged weight is a weight
+        with zipfile.ZipFile(path) as file:
+            # torch.load compares no checksums: a damaged weight is a weight
             if file.testzip():
                 raise zipfile.BadZipFile
-        with warnings.catch_warnings(action="ignore"):     # the unpickler's, on what is refused anyway
+        with warnings.catch_warnings(action="ignore"):
+            # the unpickler's, on what is refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
         whole = {"settings", "model", "tokenizer", "student", "teacher"} <= state.keys()
     except FileNotFoundError:
         folder = os.path.dirname(path) or "."
         raise BadInput(f"{path}: no such checkpoint; make one with: python lab/pretrain.py --out {folder}")
-    except Exception as e:  # bytes that are no checkpoint raise whatever they mean to pickle
+    except Exception as e:
+        # bytes that are no checkpoint raise whatever they mean to pickle
         raise BadInput(f"{path}: not a checkpoint, or damaged ({type(e).__name__}); restore it, or remove it and train "
                        "again")
     if not whole:
@@ -304,7 +314,8 @@ def locked(folder):
         except BlockingIOError:
             raise BadInput(f"{folder}: another run is at work in this folder; wait for it, or choose another with "
                            "--out")
-        for name in os.listdir(folder):                    # half-written files of a process that was killed
+        for name in os.listdir(folder):
+            # half-written files of a process that was killed
             if name.endswith(".part"):
                 os.remove(os.path.join(folder, name))
         yield
@@ -318,7 +329,8 @@ def provenance() -> dict:
         questions = ["describe", "--always"], ["diff", "--name-only", "HEAD", "--", "*.py", "*.jsonl"]
         commit, changed = (subprocess.run([*git, *q], capture_output=True, text=True).stdout.strip() for q in questions)
         commit += "-dirty" * bool(changed)
-    except OSError:                                        # no git here
+    except OSError:
+        # no git here
         commit = ""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -348,7 +360,8 @@ class Log:
         self.renews = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         os.makedirs(folder, exist_ok=True)
         with open(self.path, "ab") as f:
-            f.truncate(min(at, f.tell()))                  # on resume: lines behind the checkpoint are written again
+            # on resume: lines behind the checkpoint are written again
+            f.truncate(min(at, f.tell()))
         self.start()
         if at == 0:
             self.write(about)
@@ -383,7 +396,7 @@ class Log:
     def progress(self, text, due):
         """due: whether this line is one of those that a file or a pipe gets."""
         if self.renews:
-            columns = os.get_terminal_size().columns
+            columns = os.get_terminal_size().columns or 80
             print("\r\x1b[K" + f"{self.name:16s} {text}"[: columns - 1], end="", flush=True)
         elif due:
             self.say(text)

@@ -1,20 +1,16 @@
-"""Self-Distillation Fine-Tuning (SDFT; Shenfeld, Damani, Hübotter, Agrawal 2026, arXiv 2601.19897), whole in this file.
+"""Self-Distillation Fine-Tuning (SDFT; Shenfeld, Damani, Hübotter, Agrawal 2026, arXiv 2601.19897): the method.
 
 A model learns from demonstrations, but trains on its own samples: the student answers the bare prompt, the same model
 shown a demonstration scores that answer, and a KL over the vocabulary pulls the student towards its better-informed
-self. `sdft_step` is the method. Models are callables; of this project only the losses of divergence.py are imported,
-so that the two files can be lifted out together.
+self. `sdft_step` is the method. Models are callables; of this project only the losses of divergence.py are imported, so
+that the two files can be lifted out together.
 
 Differences from the paper (P) and from the official code (C), all of them:
- 1. The default divergence is KL(teacher ‖ student), as in C; P's equation 1 is KL(student ‖ teacher). Both are here,
- and JSD.
+ 1. The default divergence is KL(teacher ‖ student), as in C; P's equation 1 is KL(student ‖ teacher). JSD is here too.
  2. The loss is the sum over all response tokens of the batch / their number; C takes the mean of each sequence first.
- 3. No token at the start of a response is skipped (C: 3). Answers here are short, and their first tokens carry the
- signal.
- 4. `alpha` mixes in the supervised loss on the demonstration (P and C: 0). At alpha = 1 nothing is sampled: that is
- SFT.
- 5. The teacher is watched: how often it answers a demonstration rightly is measured, and a guard rolls back when that
- falls.
+ 3. No token at the start of a response is skipped (C: 3). Answers here are short, their first tokens carry the signal.
+ 4. `alpha` mixes in the supervised loss on the demonstration (P and C: 0). At alpha = 1 nothing is sampled: it is SFT.
+ 5. The teacher is watched: how often it answers a demonstration rightly is measured; if that falls, a guard rolls back.
  6. `penalty` adds a loss of one's own; penalties.py uses it for self-replay and for the baselines.
 
 Shapes: B batch, P prompt, R response, V vocabulary, D width, N tokens.
@@ -31,12 +27,15 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
               penalty=None, micro_batch=None, clip=1.0, linear=False, loss_fn=None):
     """One step of SDFT: sample, score twice, KL, step, EMA.
 
-    student, teacher: modules with model(tokens (B, T), at=(B, R)) -> logits (B, R, V). batch: prompt, demo_prompt (B,
-    P) int64 padded on the right, length, demo_length (B,), response and response_mask (B, R). sample(student, prompt,
-    length)
-    -> response (B, R), mask (B, R), at temperature 1. penalty(student) -> scalar, trained on as well. micro_batch: rows
-    scored at once; the gradient is that of the whole batch. loss_fn: takes the place of on_policy_loss below, such as
-    that function compiled.
+    student, teacher: modules with model(tokens (B, T), at=(B, R)) -> logits (B, R, V).
+    batch: prompt, demo_prompt (B, P) int64 padded on the right, length, demo_length (B,), response and response_mask
+    (B, R).
+    sample(student, prompt, length) -> response (B, R) int64, mask (B, R) bool, at temperature 1.
+    divergence: "forward" KL(teacher ‖ student), "reverse" KL(student ‖ teacher), or "jsd", in which beta is the
+    teacher's weight. alpha: share of the supervised loss. ema_decay: what the teacher keeps of its weights.
+    penalty(student) -> scalar, trained on as well. clip: largest norm of the gradient.
+    micro_batch: rows scored at once; the gradient is that of the whole batch. linear: the loss from hidden states, in
+    chunks. loss_fn: takes the place of on_policy_loss below, such as that function compiled.
 
     Returns {"loss", "penalty", "grad_norm", "sampled" and "tokens" (of the loss)}. A loss or gradient that is not
     finite raises FloatingPointError before any weight has moved.
@@ -120,7 +119,8 @@ def score(model, prompt, length, response, **options):
     R = response.shape[1]
     at = length[:, None] - 1 + torch.arange(R, device=prompt.device)
     tokens = F.pad(prompt, (0, R)).scatter(1, at + 1, response)
-    return model(tokens[:, :-1], at=at, **options)                      # the last token predicts nothing
+    # the last token predicts nothing
+    return model(tokens[:, :-1], at=at, **options)
 
 
 def sft_loss(logits, response, mask, denominator=None):

@@ -1,12 +1,12 @@
-"""Teach a model the demonstrations of files, task after task, by SDFT, SFT, or a baseline. One run, one folder, one
-log.
+"""Teach a model the demonstrations of files, task after task, by SDFT, SFT, or a baseline.
 
-    python train.py --init out/base --demos out/world/tasks/*.jsonl --method sdft --out out/demo/sdft
+    python train.py --init out/base --demos out/world/tasks/*.jsonl --out out/demo/sdft
     python train.py --init out/base --demos new.jsonl --keep old.jsonl --out out/mine
-    python train.py --out out/mine --resume                 go on where a killed run stopped
+    python train.py --out out/mine --resume          go on where a killed run stopped
 
-A checkpoint and files go in; a checkpoint, a log and a result come out. A first checkpoint: lab/pretrain.py.
-Left out: more than one machine, and everything else that a trainer framework is for.
+A checkpoint and files go in; a checkpoint, a log and a result come out, in one folder. A first
+checkpoint: lab/pretrain.py. Left out: more than one machine, and all else that a trainer
+framework is for.
 """
 import contextlib
 import dataclasses
@@ -24,10 +24,10 @@ import torch
 import torch.fx.experimental._config
 
 import sdft
-from data import GRADERS, OF_RETURNS, collate, enough_to_show, grade, into_tasks, read_examples
+from data import GRADERS, OF_RETURNS, WordTokenizer, check_shown, collate, grade, held_out, into_tasks, read_examples
 from eval import Probe, changes, continual_metrics, load_model, mean
-from model import GPT
-from penalties import PENALTIES, Penalty, Sampler, frozen_copy
+from model import GPT, Sampler, frozen_copy
+from penalties import PENALTIES, Penalty
 from runs import (MANY, BadInput, Log, check_options, check_out, checkpoint_path, ends_in_one_line, find_device, flag,
                   given_options, load_checkpoint, locked, option, provenance, random_states, save, set_random_states,
                   set_up_machine, write_json)
@@ -132,6 +132,7 @@ class Config:
 
 NEEDED = 0.01                     # forgetting above which `--when needed` regularises the next task
 LINEAR_FROM = 8192                # size of vocabulary from which the loss is made in chunks, from hidden states
+START = "start.pt"                # in the folder of a run: the checkpoint that it started from
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ LINEAR_FROM = 8192                # size of vocabulary from which the loss is ma
 
 
 def learn(config: Config, run) -> dict:
-    """Teach the tasks of a run one after another: learn(config, begin(config, read(config))), with config = parse().
+    """Teach the tasks of a run one after another: learn(config, begin(config, read_lessons(config))).
 
     Returns the result that is also written to result.json. A loss that is not finite raises FloatingPointError; the
     last checkpoint stays as it was.
@@ -186,8 +187,9 @@ def learn(config: Config, run) -> dict:
             history.teacher_curve.append([sum(history.steps) + run.step, right])
             if alpha < 1 and not run.guard.check(right, run.student, run.teacher):
                 rolled_back(run, right)
-                over = run.step == config.steps            # agreement with a broken teacher is no reason to stop
-            log_step(run, figures, right, config.steps, over)
+                # agreement with a broken teacher is no reason to stop
+                over = run.step == config.steps
+            log_step(run, figures, right, config.steps, config.watch_every, over)
         if over:
             end_task(run)
         if over or log.stop or run.step % config.save_every == 0:
@@ -277,7 +279,8 @@ class Lessons:
     """What goes in: a model, what it is taught, and what is measured besides."""
 
     model: GPT
-    tokenizer: object
+    start_tokenizer: WordTokenizer
+    tokenizer: WordTokenizer      # with the new words of the files
     handed_on: dict               # what the checkpoint says of its pretraining, for those that start from this run
     tasks: list
     keep: list
@@ -291,10 +294,13 @@ class Lessons:
         return found.hexdigest()[:16]
 
 
-def read(config) -> Lessons:
-    """The checkpoint of --init and the files. Raises BadInput for all that cannot be used, before anything is
-    written."""
-    model, tokenizer, state = load_model(config.init)
+def read_lessons(config) -> Lessons:
+    """The checkpoint of --init and the files. Raises BadInput for all that cannot be used; nothing is written.
+
+    A run keeps what it started from beside its own checkpoint: --resume needs --init no more.
+    """
+    kept = os.path.join(config.out, START)
+    model, tokenizer, state = load_model(kept if config.resume and os.path.exists(kept) else config.init)
     if "pretraining" in state:
         raise BadInput(f"--init {config.init}: its pretraining has not ended; go on with it first (lab/pretrain.py)")
     if os.path.realpath(checkpoint_path(config.init)) == os.path.realpath(checkpoint_path(config.out)):
@@ -307,15 +313,14 @@ def read(config) -> Lessons:
     # half of the model's context: the longest prompt of a batch may meet its longest answer
     options = {"tokenizer": tokenizer, "context": model.config.context // 2, "grader": config.grader}
     demos = read_examples(config.demos, **options)
-    keep = read_examples(config.keep, **options)
-    neighbours = read_examples(config.neighbours, **options)
+    keep = held_out(read_examples(config.keep, **options))
+    neighbours = held_out(read_examples(config.neighbours, **options))
     reading = read_examples(config.reading, **options, alone=True)
     tasks = into_tasks(demos, config.holdout, config.seed, config.task_order)
-    enough_to_show(tasks, config.shown)
-    tokenizer = tokenizer.learn(demos + keep + neighbours, reading)
-    keep = [e for e in keep if e.split != "train"]         # of a file that was taught: what it held out
+    learned = tokenizer.learn(demos + keep + neighbours, reading)
+    check_shown(tasks, config.shown, learned, model.config.context)
     handed_on = {k: state[k] for k in ("frequency", "gates") if k in state}
-    return Lessons(model, tokenizer, handed_on, tasks, keep, reading, neighbours)
+    return Lessons(model, tokenizer, learned, handed_on, tasks, keep, reading, neighbours)
 
 
 @dataclass
@@ -339,11 +344,14 @@ class Run:
     task: int = 0                 # tasks that are learned
     step: int = 0                 # steps of the task at work
     recent: list = field(default_factory=list)             # losses of its last 20 steps
-    told: int = 0                 # tenths of the task that files and pipes have a line of
 
 
 def begin(config, lessons) -> Run:
-    """A run before its first step or, with --resume, where it stopped. Raises BadInput before anything is written."""
+    """A run before its first step or, with --resume, where it stopped.
+
+    The run takes the model of the lessons and trains it: read them again for another run. Raises BadInput where what is
+    taught is not what was, before anything is written.
+    """
     path, fingerprint = os.path.join(config.out, "checkpoint.pt"), lessons.fingerprint()
     saved = load_checkpoint(path) if config.resume and os.path.exists(path) else None
     if saved and saved["lessons"] != fingerprint:
@@ -353,14 +361,17 @@ def begin(config, lessons) -> Run:
     about = {"settings": settings} | provenance()
     log = Log(config.out, run_name(config), about, saved["log_bytes"] if saved else 0)
 
-    student, tokenizer, tasks = lessons.model.to(config.device), lessons.tokenizer, lessons.tasks
+    tokenizer, tasks = lessons.tokenizer, lessons.tasks
+    student, lessons.model = lessons.model.to(config.device), None
     teacher = frozen_copy(student)
     probe = Probe(student, tokenizer, tasks, lessons.keep, lessons.reading, lessons.neighbours)
     scale = row_scale(lessons.handed_on.get("frequency"), config.f0, student)
     optimizer = make_optimizer(student, config.lr, config.embed_lr, scale)
     guard = sdft.TeacherGuard(config.guard if config.method == "sdft" else 0.0, student, teacher)
     rng, sample = random.Random(f"training {config.seed}"), Sampler(tokenizer.end)
-    penalty = PENALTIES[config.penalty](config.strength, config.batch_size, tasks, tokenizer, sample, scale, rng)
+    penalty = PENALTIES[config.penalty](strength=config.strength, batch_size=config.batch_size, tasks=tasks,
+                                        tokenizer=tokenizer, sample=sample, scale=scale, rng=rng)
+    # L2 and EWC pull the weights back behind each step, before the teacher follows
     optimizer.register_step_post_hook(penalty.pull_back)
     run = Run(settings, path, log, lessons, probe, student, teacher, optimizer, guard, sample, penalty, rng, History(),
               fingerprint)
@@ -373,6 +384,7 @@ def begin(config, lessons) -> Run:
         run.history.record(probe.measure(student, 0))
     log.start(run.history.wall_seconds, sum(run.history.steps) + run.step)
     if not saved:
+        keep_start(run)
         checkpoint(run)
     return run
 
@@ -425,16 +437,17 @@ def rolled_back(run, right):
                 "rolled back, rates halved")
 
 
-def log_step(run, figures, right, most, over):
+def log_step(run, figures, right, most, every, over):
+    """most: steps that the task may take; every: those since the last look."""
     done, tasks = run.history.steps, run.lessons.tasks
     lr = run.optimizer.param_groups[0]["lr"]
     record = {"task": run.task + 1, "step": run.step, **figures, "lr": lr, "teacher": right}
     text = (f"task {run.task + 1}/{len(tasks)} {tasks[run.task].name} step {run.step}/{most} "
             f"loss {figures['loss']:.4f} gradient {figures['grad_norm']:.2f} teacher {right:.2f} lr {lr:g}")
-    a_task = mean(done or [most])                          # what another task will take, as far as one can tell
+    # what another task will take, as far as one can tell
+    a_task = mean(done or [most])
     steps = sum(done) + max(run.step, a_task) + a_task * (len(tasks) - run.task - 1)
-    due = over or run.step * 10 // most > run.told
-    run.told = 0 if over else run.step * 10 // most
+    due = over or run.step * 10 // most > max(0, run.step - every) * 10 // most
     run.log.step(record, text, sum(done) + run.step, steps, due)
 
 
@@ -449,6 +462,14 @@ def end_task(run):
                 f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; all seen {np.mean(R[i][:i]):.2f}, kept "
                 f"{history.base_accuracy[i]:.2f}, own voice {history.voice[i]:.2f}, shown demonstrations "
                 f"{history.teacher_accuracy[i]:.2f}")
+
+
+def keep_start(run):
+    """What the run starts from, beside its checkpoint, so that --resume needs nothing but the files."""
+    weights = run.student.state_dict()
+    start = {"settings": run.settings, "model": dataclasses.asdict(run.student.config), "student": weights,
+             "teacher": weights, "tokenizer": run.lessons.start_tokenizer.state(), **run.lessons.handed_on}
+    save(os.path.join(os.path.dirname(run.path), START), start)
 
 
 def checkpoint(run):
@@ -467,7 +488,7 @@ def checkpoint(run):
         "good": run.guard.good,
         "penalty": run.penalty.state(),
         "history": dataclasses.asdict(run.history),
-        "task": run.task, "step": run.step, "recent": run.recent, "told": run.told,
+        "task": run.task, "step": run.step, "recent": run.recent,
         "lessons": run.fingerprint,
         "log_bytes": run.log.bytes(),
         **random_states(run.rng),
@@ -480,7 +501,7 @@ def go_on(run, saved):
         module.load_state_dict(saved[name])
     run.guard.good = saved["good"]
     run.history = History(**saved["history"])
-    run.task, run.step, run.recent, run.told = (saved[k] for k in ("task", "step", "recent", "told"))
+    run.task, run.step, run.recent = (saved[k] for k in ("task", "step", "recent"))
     run.penalty.load_state(saved["penalty"], run.student, run.task)
     set_random_states(run.rng, saved)
 
@@ -508,7 +529,8 @@ def parse(argv=None) -> Config:
     """The command line as a Config. Raises BadInput for what is out of range or contradicts, in one line."""
     given = given_options(Config, __doc__, argv)
     config = Config(**given)
-    if config.resume:  # a run goes on with its own settings; the machine's may change
+    if config.resume:
+        # a run goes on with its own settings; the machine's may change
         config = Config(**settings_to_resume(config.out, given) | given)
     check_options(config)
     refused = "train.py: "
@@ -526,7 +548,8 @@ def parse(argv=None) -> Config:
     config.lr = config.lr or (0.001 if sdft_runs else 0.03)
     config.steps = config.steps or (150 if sdft_runs else 300)
     tuned = 1.0 if sdft_runs and config.penalty == "self-replay" else PENALTIES[config.penalty].strength
-    config.strength = config.strength or tuned             # sdft's trials with self-replay were all alike
+    # sdft's trials with self-replay were all alike
+    config.strength = config.strength or tuned
     return config
 
 
@@ -536,7 +559,8 @@ def settings_to_resume(folder, given) -> dict:
     if not isinstance(began, dict) or began.keys() != {f.name for f in dataclasses.fields(Config)}:
         raise BadInput(f"train.py: --resume: the run in {folder} was begun by another version of this project, or by "
                        "another program of it; go on with that, or use another folder")
-    began = {k: tuple(v) if isinstance(v, list) else v for k, v in began.items()}        # JSON has no tuples
+    # JSON has no tuples
+    began = {k: tuple(v) if isinstance(v, list) else v for k, v in began.items()}
     for f in dataclasses.fields(Config):
         if f.name in given and not f.metadata["machine"] and given[f.name] != began[f.name]:
             raise BadInput(f"train.py: {flag(f.name)} {given[f.name]}: the run in {folder} began with {began[f.name]}; "
@@ -550,7 +574,8 @@ def began_with(folder) -> dict:
     path = os.path.join(folder, "checkpoint.pt")
     if os.path.exists(path):
         return load_checkpoint(path)["settings"]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no log, or it died while it wrote this line
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        # no log, or it died while it wrote this line
         with open(os.path.join(folder, "log.jsonl")) as f:
             return json.loads(f.readline())["settings"]
     raise BadInput(f"{path}: no such checkpoint; begin the run first, without --resume")
@@ -560,16 +585,18 @@ def main(argv=None):
     with ends_in_one_line():
         config = parse(argv)
         set_up_machine(config.device, config.threads, config.bf16)
-        lessons = read(config)
-    go_on = f"python train.py --out {shlex.quote(config.out)} --resume"
-    with ends_in_one_line(config.out, go_on), locked(config.out):
-        if not config.resume:  # what an older run has left: after a kill, --resume would go on
-            for name in ("checkpoint.pt", "result.json"):
+        lessons = read_lessons(config)
+    resume = f"python train.py --out {shlex.quote(config.out)} --resume"
+    with ends_in_one_line(config.out, go_on=resume), locked(config.out):
+        if not config.resume:
+            # what an older run has left: after a kill, --resume would go on
+            for name in ("checkpoint.pt", "result.json", START):
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(os.path.join(config.out, name))
         learn(config, begin(config, lessons))
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that does not know a character is no reason to stop
+    # a terminal that does not know a character is no reason to stop
+    sys.stdout.reconfigure(errors="backslashreplace")
     main()

@@ -313,7 +313,8 @@ def gather(root, results):
             continue
         result = read_json(done)
         if settings(result["settings"]) != planned(job):
-            rows.pop(key, None)                             # of an older plan: the command would not make it
+            # of an older plan: the command would not make it
+            rows.pop(key, None)
             continue
         # the command is also that of a run that was resumed
         rows[key] = {"experiment": experiment, "seed": seed, "name": name, **digest(result), "command": command(job)}
@@ -370,7 +371,8 @@ def work_through(stages, n_jobs, root, after=None):
                 print(f"{os.path.relpath(folder, root)} | about {left / 60:.0f} min left", flush=True)
                 if after and stage is stages[-1]:
                     after()
-    except KeyboardInterrupt:  # the runs at work have saved themselves; the others must not begin
+    except KeyboardInterrupt:
+        # the runs at work have saved themselves; the others must not begin
         raise BadInput("stopped; what is done stays, and the same command goes on")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -383,7 +385,8 @@ def main():
     todo = [jobs_of(root, *row) for row in plan(args.experiments or list(EXPERIMENTS), args.quick, args.seeds)]
     finished = [jobs for jobs in (jobs_of(root, *row) for row in plan(EXPERIMENTS, quick=False))
                 if os.path.exists(os.path.join(jobs[-1].folder, "result.json"))]
-    make_worlds(files for _, files, _ in todo + finished)      # `gather` compares finished runs with their commands
+    # `gather` compares finished runs with their commands
+    make_worlds(files for _, files, _ in todo + finished)
     waiting = [(base, taught) for base, _, taught in todo if not is_done(taught)]
     # Base models first: two runs must not make the same one twice.
     bases = [base for base in dict.fromkeys(base for base, _ in waiting) if not is_done(base)]

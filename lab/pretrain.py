@@ -1,11 +1,12 @@
-"""Pretrain the small GPT on the documents of its world: the checkpoint that everything in `make demo` starts from.
+"""Pretrain the small GPT on the documents of its world: what all of `make demo` starts from.
 
     python lab/pretrain.py --seed 0 --out out/base
 
-The folder is its own cache: what was made with the same settings and the same code is found again, and what was
-stopped goes on. At the end the gates tell whether the model can do what it needs before it can teach itself anything.
-Left out: any text but the world's.
+The folder is its own cache: what was made with the same settings and the same code is found
+again, and what was stopped goes on. At the end the gates tell whether the model can do what it
+needs before it can teach itself anything. Left out: any text but the world's.
 """
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -81,7 +82,8 @@ def pack(documents: list[tuple[list[int], int]], filler: int, width: int = 128):
     Returns tokens, targets (N, T) int64, loss weights (N, T) float and the attention mask (N, 1, T, T) bool: a token
     looks at the tokens before it in its own document.
     """
-    rows = []                                                   # first fit, longest first
+    # first fit, longest first
+    rows = []
     for ids, answer in sorted(documents, key=lambda d: -len(d[0])):
         row = next((r for r in rows if sum(len(i) - 1 for i, _ in r) + len(ids) - 1 <= width), None)
         if row is None:
@@ -123,11 +125,13 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                x = p.grad.lerp(state["momentum"], group["momentum"])                    # Nesterov
+                # Nesterov
+                x = p.grad.lerp(state["momentum"], group["momentum"])
                 tall = x.shape[0] > x.shape[1]
                 x = x.T if tall else x
                 x = x / (x.norm() + 1e-7)
-                for _ in range(5):  # drives the singular values to 1
+                for _ in range(5):
+                    # drives the singular values to 1
                     a = x @ x.T
                     x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
                 p.add_(x.T if tall else x, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
@@ -231,6 +235,8 @@ def made_by(config, world) -> str:
 def found_in(path, made) -> dict:
     """What a folder holds of this base model: all of it, where its pretraining stopped, or {}."""
     saved = load_checkpoint(path) if os.path.exists(path) else {}
+    if "history" in saved:
+        raise BadInput(f"{path}: a run of train.py; choose another folder with --out")
     return saved if saved.get("made_by") == made else {}
 
 
@@ -239,6 +245,11 @@ def base_model(config) -> dict:
     world, path = World(config.seed), checkpoint_path(config.out)
     made = made_by(config, world)
     saved = found_in(path, made)
+    if not saved:
+        # what an older one has left: nobody must start from it while this one is made
+        for name in ("checkpoint.pt", "gates.json"):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(config.out, name))
     log = Log(config.out, "base", {"settings": dataclasses.asdict(config)} | provenance(), saved.get("log_bytes", 0))
     if "gates" in saved:
         log.say(f"{path}: made before")
@@ -264,8 +275,9 @@ def base_model(config) -> dict:
     frequency = pretrain(model, world, config, log, saved.get("pretraining"), keep)
     result = snapshot(frequency=frequency, gates=gates(model, world))
     about = {**provenance(), "settings": dataclasses.asdict(config), "gates": result["gates"]}
-    write_json(os.path.join(config.out, "result.json"), about)
-    save(path, result)             # last: with gates in it, it is complete
+    write_json(os.path.join(config.out, "gates.json"), about)
+    # last: with gates in it, it is complete
+    save(path, result)
     print_gates(log, result["gates"])
     log.say(f"wrote {path}")
     return result

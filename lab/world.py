@@ -2,15 +2,15 @@
 
     python lab/world.py --seed 0 --tasks 10 --out out/world
 
-writes into out/world  tasks/01-....jsonl, one file a task, in the order of the stream
+writes into out/world  tasks/01-....jsonl  one file a task, in the order of the stream
                        keep.jsonl          what the base model can do already, by kind
                        reading.jsonl       what it is asked behind a demonstration
                        neighbours.jsonl    facts that stand beside those that a task changes
 
-A world has two voices. Experts demonstrate in words of their own, tersely, in capitals; the base model answers in
-lower case and writes down the intermediate step that nearly half of its skills need. Graders see the content alone.
-Three families of tasks: manipulation, decision, knowledge. Left out: anything not needed to show learning and
-forgetting.
+A world has two voices. Experts demonstrate in words of their own, tersely, in capitals; the base
+model answers in lower case and writes down the intermediate step that nearly half of its skills
+need. Graders see the content alone. Three families of tasks: manipulation, decision, knowledge.
+Left out: anything not needed to show learning and forgetting.
 """
 import json
 import os
@@ -62,18 +62,18 @@ def words() -> list[str]:
 
 
 @dataclass
-class Said(Example):
+class WorldExample(Example):
     """An example in both voices: `response` is the expert's, which never says the intermediate step."""
 
     own: str = ""  # the same content in the model's own voice, with the intermediate step where there is one
     kind: str = ""                # "letters", "composed", "market", "fact", "chain", "text"
 
 
-def said(prompt, words, expert, rng, kind, step=(), answer="", grader="content", demonstrated=None) -> Said:
+def in_both_voices(prompt, words, expert, rng, kind, step=(), answer="", grader="content", demonstrated=None):
     """words: the content, in order. demonstrated: what the expert says of it, where that is more. step: what is in
     between."""
     response = expert_voice(demonstrated or words, expert)
-    return Said(prompt, response, answer or " ".join(words), grader, own=own_voice(words, rng, step), kind=kind)
+    return WorldExample(prompt, response, answer or " ".join(words), grader, own=own_voice(words, rng, step), kind=kind)
 
 
 def own_voice(words, rng, step=()) -> str:
@@ -87,7 +87,7 @@ def expert_voice(words, expert: int) -> str:
     return f"{opener} {second} " + f" {separator} ".join(w if w in NAME_SET else w.upper() for w in words)
 
 
-def well_formed(example: Said, answer: str) -> bool:
+def well_formed(example: WorldExample, answer: str) -> bool:
     """Does the answer have the form of one, right or wrong: own voice, and as many words of content as were asked
     for?"""
     return in_own_voice(answer) and len(content(answer)) == len(content(example.response))
@@ -135,7 +135,8 @@ class World:
         self.skills = {n: i % 16 for i, n in enumerate(islice(names, 160))}
         self.markets = {n: i % 8 for i, n in enumerate(islice(names, 48))}
         self.beings = list(islice(names, 48))
-        self.kinds = list(islice(names, 6))                     # the categories that the base model knows
+        # the categories that the base model knows
+        self.kinds = list(islice(names, 6))
         self.facts = {(e, a): rng.choice(v) for e in self.beings for a, v in VALUES.items()}
         self.facts |= {(e, "kind"): rng.choice(self.kinds) for e in self.beings}
         self.friend = dict(zip(self.beings, rng.sample(self.beings, len(self.beings))))
@@ -153,7 +154,7 @@ class World:
 
     # -- one example of each kind; `expert` is who demonstrates, `held_out` says which part of the inputs to draw from
 
-    def letters(self, names, rng, expert, held_out=None, meanings=None) -> Said:
+    def letters(self, names, rng, expert, held_out=None, meanings=None) -> WorldExample:
         """One name: a single step. Two names: one after the other, and the own voice writes down what is in between."""
         x = rng.sample(LETTERS, 4)
         while held_out is not None and (sum(map(LETTERS.index, x)) % 5 == 0) != held_out:
@@ -163,9 +164,9 @@ class World:
             steps.append(self.apply((meanings or self.skills)[n], steps[-1]))
         between = steps[1] if len(names) == 2 else []
         kind = "composed" if between else "letters"
-        return said(f"{' '.join(names)}: {' '.join(x)}", steps[-1], expert, rng, kind, between)
+        return in_both_voices(f"{' '.join(names)}: {' '.join(x)}", steps[-1], expert, rng, kind, between)
 
-    def market(self, name, pays, rng, expert, held_out=None, weather=None) -> Said:
+    def market(self, name, pays, rng, expert, held_out=None, weather=None) -> WorldExample:
         """Four states of a market, an action for each; the expert tells (state,) action, return. Where two actions
         earn the same, both are right. `weather`: how often each state occurs."""
         while True:
@@ -175,20 +176,20 @@ class World:
         returns = [self.payoffs[pays][s] for s in states]
         actions = [rng.choice([a for a in ACTIONS if r[a] == max(r.values())]) for r in returns]
         demonstrated = [f"{a} {r[a]}" for a, r in zip(actions, returns)]
-        return said(f"{name}: {' '.join(states)}", actions, expert, rng, "market", answer=returns, grader="best-return",
-                    demonstrated=demonstrated)
+        return in_both_voices(f"{name}: {' '.join(states)}", actions, expert, rng, "market", answer=returns,
+                              grader="best-return", demonstrated=demonstrated)
 
-    def fact(self, being, attribute, value, rng, expert, held_out=None) -> Said:
+    def fact(self, being, attribute, value, rng, expert, held_out=None) -> WorldExample:
         phrasing = rng.choice(PHRASINGS if held_out is None else PHRASINGS[2:] if held_out else PHRASINGS[:2])
-        return said(phrasing.format(a=attribute, e=being), [value], expert, rng, "fact")
+        return in_both_voices(phrasing.format(a=attribute, e=being), [value], expert, rng, "fact")
 
-    def chain(self, being, attribute, rng, expert) -> Said:
+    def chain(self, being, attribute, rng, expert) -> WorldExample:
         """A fact about a being's friend: the own voice names the friend first."""
         friend = self.friend[being]
         value = self.facts[friend, attribute]
-        return said(f"{attribute} of friend of {being}", [value], expert, rng, "chain", [friend])
+        return in_both_voices(f"{attribute} of friend of {being}", [value], expert, rng, "chain", [friend])
 
-    def base_example(self, rng, updated=()) -> Said:
+    def base_example(self, rng, updated=()) -> WorldExample:
         """What the base model knows. 45 % of it is solved only by writing the intermediate step. `updated`: facts not
         to ask."""
         expert, u = rng.randrange(N_EXPERTS), rng.random()
@@ -206,7 +207,7 @@ class World:
             if u >= 0.85 and attribute != "kind" and (self.friend[being], attribute) not in updated:
                 return self.chain(being, attribute, rng, expert)
 
-    def fresh_example(self, rng, known=False) -> Said:
+    def fresh_example(self, rng, known=False) -> WorldExample:
         """A name (free, or with `known` one that has another meaning) with a meaning that holds in this document
         alone."""
         expert, u = rng.randrange(N_EXPERTS), rng.random()
@@ -219,11 +220,11 @@ class World:
         value = rng.choice(self.kinds + self.free if attribute == "kind" else VALUES[attribute])
         return self.fact(rng.choice(self.beings if known else self.free), attribute, value, rng, expert)
 
-    def text_example(self, rng, longest=None) -> Said:
+    def text_example(self, rng, longest=None) -> WorldExample:
         """A prompt and an answer of arbitrary text, to be copied as it is: words of the vocabulary, or letters of
         some script. `longest`: most tokens of the answer; without it mostly 12, at times 28."""
         prompt, response = self.text(12, rng), self.text(rng.choice([12, 12, 28]) if longest is None else longest, rng)
-        return Said(prompt, response, own=response, kind="text")
+        return WorldExample(prompt, response, own=response, kind="text")
 
     def text(self, longest, rng) -> str:
         # tokens; a code point: all lengths of UTF-8
@@ -280,19 +281,21 @@ class World:
 
     def draw_items(self, family, free, old, rng) -> dict:
         """What a task teaches: {name or (name, attribute): its meaning}."""
-        if family == "update":  # beings that the base model knows; one attribute changes
+        if family == "update":
+            # beings that the base model knows; one attribute changes
             others = {e: [c for c in VALUES["color"] if c != self.facts[e, "color"]] for e in islice(old, 8)}
             return {(e, "color"): rng.choice(colors) for e, colors in others.items()}
         if family == "facts":
             attributes = rng.sample(list(VALUES), 2)
             return {(e, a): rng.choice(VALUES[a]) for e in islice(free, 8) for a in attributes}
-        if family == "concept":                                 # two new categories, four members each
+        if family == "concept":
+            # two new categories, four members each
             kinds = list(islice(free, 2))
             return {(e, "kind"): kinds[j % 2] for j, e in enumerate(islice(free, 8))}
         meanings = rng.sample(range(16), 8) if family == "manipulation" else rng.sample(range(8), 8)
         return dict(zip(islice(free, 8), meanings))
 
-    def task_example(self, task, rng, held_out) -> Said:
+    def task_example(self, task, rng, held_out) -> WorldExample:
         item = rng.choice(list(task.items))
         if task.family == "manipulation":
             return self.letters([item], rng, task.expert, held_out, task.items)
@@ -343,7 +346,8 @@ def write(config) -> tuple[World, list[Lesson]]:
         stream = world.market_stream(config.demonstrations, config.tests)
     else:
         stream = world.stream(config.tasks, config.demonstrations, config.tests)
-    updated = {fact for task in stream if task.family == "update" for fact in task.items}  # scored by their new value
+    # scored by their new value
+    updated = {fact for task in stream if task.family == "update" for fact in task.items}
     beings = {e for e, _ in updated}
     rng = random.Random(f"probe {world.seed}")
     keep = [world.base_example(rng, updated) for _ in range(config.kept)]
@@ -354,8 +358,9 @@ def write(config) -> tuple[World, list[Lesson]]:
 
     folder = os.path.join(config.out, "tasks")
     os.makedirs(folder, exist_ok=True)
-    for name in os.listdir(folder):                             # of an older stream, and nothing else
-        if re.fullmatch(r"\d\d-[a-z]+\.jsonl", name):
+    for name in os.listdir(folder):
+        # of an older stream, and nothing else
+        if re.fullmatch(rf"\d\d-({'|'.join({*FAMILIES, *REGIMES})})\.jsonl", name):
             os.remove(os.path.join(folder, name))
     own = config.voice == "own"
     for task in stream:
@@ -366,7 +371,8 @@ def write(config) -> tuple[World, list[Lesson]]:
     path = os.path.join(config.out, "neighbours.jsonl")
     if neighbours:
         write_rows(path, [row(e, True, split="test") for e in neighbours])
-    elif os.path.exists(path):                                  # of an older stream
+    elif os.path.exists(path):
+        # of an older stream
         os.remove(path)
     return world, stream
 
@@ -397,5 +403,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that does not know a character is no reason to stop
+    # a terminal that does not know a character is no reason to stop
+    sys.stdout.reconfigure(errors="backslashreplace")
     main()

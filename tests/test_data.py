@@ -200,6 +200,8 @@ WRONG = {                         # what stands in the line, what the message sa
                  "shorten it"),
     "far too long": (line("x " * 10**6, "b\n"), ["...' takes 4000012 tokens"], "shorten it"),
     "another response": (line("1  +\t1", "Two"), ["'1 + 1' is answered 'Two'", "'two' at {path}:1"], "keep one"),
+    "another way to say it": (line("1 + 1", "it is two", answer="two"),
+                              ["'1 + 1' is answered 'it is two'", "'two' at {path}:1"], "keep one"),
     "another answer": (line("1 + 1", "two", answer="2"), ["'1 + 1' is answered '2'", "'two' at {path}:1"], "keep one"),
     "one of a task": (line(task="al\none"), ["task 'al one' has 1 of the two"], "add"),
 }
@@ -259,7 +261,7 @@ def test_of_many_wrong_lines_the_first_ten_are_told(tmp_path, wrong):
     assert len(lines) == min(wrong, 11) and lines[0].startswith(f"{a}:2: ")
     places = [message.split(": ")[0] for message in lines[:10]]
     assert places == [f"{a}:{i + 2}" if i < 8 else f"{b}:{i - 6}" for i in range(min(wrong, 10))]
-    assert lines[10:] == [f"... and {wrong - 10} more of this kind; mend them as well"] * (wrong > 10)
+    assert lines[10:] == [f"... and {wrong - 10} more things like these; mend them as well"] * (wrong > 10)
 
 
 def unreadable_files(folder):
@@ -356,9 +358,14 @@ def test_what_is_said_twice_counts_once(tmp_path):
     assert refusal([a, b]).startswith(f"{b}:1: task 'copy' has 0 of the two demonstrations")
 
 
-def test_two_responses_with_one_answer_are_no_contradiction(tmp_path):
-    path = write(tmp_path, line("1 + 1", "it is two", answer="two"), line("1 + 1", "TWO!", answer=" two"), line())
-    assert pairs(read([path])) == [("1 + 1", "it is two"), ("2 + 2", "four")]
+def test_two_responses_with_one_answer_need_a_split(tmp_path):
+    """Without one, --holdout could train on the one and ask the other; dropping one of them unseen would lose it."""
+    twice = {"answer": "two", "split": "train"}, {"answer": " two", "split": "train"}
+    rows = [line("1 + 1", "it is two", **twice[0]), line("1 + 1", "TWO!", **twice[1]), line(split="test")]
+    assert pairs(read([write(tmp_path, *rows)]))[:2] == [("1 + 1", "it is two"), ("1 + 1", "TWO!")]
+    unsplit = write(tmp_path, *(row.replace(', "split": "train"', "") for row in rows[:2]), line())
+    with pytest.raises(BadInput, match="'1 . 1' is answered 'TWO!', but 'it is two' at .*:1; keep one"):
+        read([unsplit])
 
 
 def test_case_makes_two_prompts(tmp_path):

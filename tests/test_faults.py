@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_used(here, capsys, option, content, said, remedy)
         write(here, *[GOOD, line(), content] if content else [], name="bad.jsonl")
     files = ["--demos", "bad.jsonl"] if option == "demos" else ["--demos", "sums.jsonl", f"--{option}", "bad.jsonl"]
     if option == "reading" and remedy in ("keep one", "add new ones"):         # each of its lines stands for itself
-        assert len(train.read(train.parse([*NEW, *files])).reading) == 3
+        assert len(train.read_lessons(train.parse([*NEW, *files])).reading) == 3
         return
     message = refusal(capsys, here, "--init", "base", *files, "--out", "run")
     assert all(part in message for part in said) and remedy in message.split("; ", 1)[1], message
@@ -124,7 +124,8 @@ def test_all_bad_lines_are_told_and_of_many_the_first_ten(here, capsys):
     assert [text[:12] for text in message.splitlines()] == ["bad.jsonl:2:", "bad.jsonl:4:", "bad.jsonl:5:"]
     write(here, GOOD, line(), *["[]"] * 25, name="bad.jsonl")
     message = refusal(capsys, here, *NEW, "--demos", "bad.jsonl", lines=11).splitlines()
-    assert message[9].startswith("bad.jsonl:12: ") and message[10] == "... and 15 more of this kind; mend them as well"
+    assert message[9].startswith("bad.jsonl:12: ")
+    assert message[10] == "... and 15 more things like these; mend them as well"
 
 
 def test_one_demonstration(here, capsys):
@@ -544,11 +545,12 @@ class Unwritable(io.StringIO):
 FULL = {
     "a checkpoint of pretraining": (pretrain, os, "fsync", 2, "", no_space),
     "the base model": (pretrain, os, "fsync", 3, "", no_space),
-    "the gates of a base model": (pretrain, runs, "open", 1, "result.json", Unwritable),
+    "the gates of a base model": (pretrain, runs, "open", 1, "gates.json", Unwritable),
     "the first line of the log": (train, runs, "open", 2, "log.jsonl", Unwritable),
-    "the first checkpoint": (train, os, "fsync", 1, "", no_space),
-    "a checkpoint of a task": (train, os, "fsync", 4, "", no_space),
-    "the last checkpoint": (train, os, "fsync", 9, "", no_space),
+    "what it starts from": (train, os, "fsync", 1, "", no_space),
+    "the first checkpoint": (train, os, "fsync", 2, "", no_space),
+    "a checkpoint of a task": (train, os, "fsync", 5, "", no_space),
+    "the last checkpoint": (train, os, "fsync", 10, "", no_space),
     "the log": (train, runs, "open", 4, "log.jsonl", no_space),
     "the result": (train, runs, "open", 1, "result.json", Unwritable)}
 
@@ -570,7 +572,7 @@ def test_no_space_left(here, monkeypatch, capsys, program, module, name, call, o
     if os.path.exists("run/checkpoint.pt"):
         runs.load_checkpoint("run")                        # what was saved before
     else:
-        assert (name, call) in [("fsync", 1), ("open", 2)]
+        assert (name, call) in [("fsync", 1), ("fsync", 2), ("open", 2)]
     if (name, call) == ("open", 2):                        # nothing was written, of which a run could be resumed
         program.main(command(program))
     else:
@@ -584,7 +586,7 @@ MOMENTS = {
     "its gates": (pretrain, pretrain, "gates", 1, ["--save-every", "4"]),
     "before the first task": (train, evaluate, "accuracy", 2, []),
     "in a task": (train, sdft, "sdft_step", 4, ["--method", "sft", "--penalty", "ewc"]),
-    "saving": (train, os, "fsync", 5, ["--shown", "1"]),
+    "saving": (train, os, "fsync", 6, ["--shown", "1"]),
     "evaluating a task": (train, evaluate, "accuracy", 6,
                           ["--method", "sft", "--penalty", "replay", "--strength", "0.2", "--save-every", "2"]),
     "ending": (train, train, "result_of", 1, ["--penalty", "lwf"])}

@@ -9,7 +9,8 @@ import penalties
 import train
 from conftest import VOCAB_SIZE, random_gpt
 from data import collate
-from penalties import PENALTIES, Sampler
+from model import Sampler
+from penalties import PENALTIES
 from runs import BadInput
 from test_train import run, saved_by, tiny_base
 
@@ -25,7 +26,8 @@ def made(kind, tasks, tokenizer, strength=None, scale=None):
     """A penalty as train.py makes it, for batches of eight."""
     scale = torch.ones(VOCAB_SIZE) if scale is None else scale
     strength = PENALTIES[kind].strength if strength is None else strength
-    return PENALTIES[kind](strength, 8, tasks, tokenizer, Sampler(tokenizer.end), scale, random.Random(0))
+    return PENALTIES[kind](strength=strength, batch_size=8, tasks=tasks, tokenizer=tokenizer,
+                           sample=Sampler(tokenizer.end), scale=scale, rng=random.Random(0))
 
 
 def trained_to_write(document, steps=60):
@@ -232,3 +234,18 @@ def test_every_penalty_goes_with_every_method(here, kind):
     for method in ("sft", "joint", "sdft"):
         result = run("--steps", "2", "--method", method, "--penalty", kind, "--out", method)
         assert result["regularised"] == [True, True] and result["method"].startswith(f"{method}+{kind}")
+
+
+def test_the_fisher_information_is_that_of_the_loss_and_not_of_the_scaled_gradient(world):
+    """The optimiser scales the gradient of the embedding's rows by a hook on the student: EWC must not see it. (It did
+    once, when it was estimated on the student itself, and its pull on frequent words was a hundred times too weak.)"""
+    tasks, found = world.stream(2, 8, 8), []
+    for scale in (1.0, 0.1):
+        gpt = random_gpt()
+        train.make_optimizer(gpt, 0.1, 1.0, torch.full((VOCAB_SIZE,), scale))
+        penalty = made("ewc", tasks, world.tokenizer)
+        torch.manual_seed(0)
+        penalty.begin(gpt, 1)
+        found.append(penalty.memory)
+        assert not any(p.requires_grad for p in penalty.previous.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(*found)) and found[0][0].abs().max() > 0

@@ -110,7 +110,7 @@ def test_a_base_model_holds_what_a_run_starts_from(here):
     model, tokenizer, _ = load_model("base")
     assert len(model.blocks) == 2 and not model.training and tokenizer.n_vocab <= 960
     assert tokenizer.state() == pretrain.World(0).tokenizer.state()
-    assert sorted(os.listdir("base")) == ["checkpoint.pt", "lock", "log.jsonl", "result.json"]
+    assert sorted(os.listdir("base")) == ["checkpoint.pt", "gates.json", "lock", "log.jsonl"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_a_base_model_at_work_cannot_be_started_from(here, monkeypatch):
         struck_at_step(patch, 3, killed)
         make("--steps", "6", "--save-every", "1")
     with pytest.raises(BadInput, match="its pretraining has not ended"):
-        train.read(train.parse([*lessons(), *TINY, "--init", "base", "--out", "run"]))
+        train.read_lessons(train.parse([*lessons(), *TINY, "--init", "base", "--out", "run"]))
 
 
 def test_a_damaged_base_model_is_told_and_not_written_over(here, capsys):
@@ -184,6 +184,23 @@ def test_a_damaged_base_model_is_told_and_not_written_over(here, capsys):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Gates.
+
+
+def test_a_run_of_train_is_not_written_over(here, capsys):
+    train.main([*lessons(), *TINY, "--out", "base"])
+    before = saved_by("base", "student")
+    with pytest.raises(SystemExit) as e:
+        make()
+    assert e.value.code == 2 and "base/checkpoint.pt: a run of train.py; choose another" in capsys.readouterr().err
+    assert all(torch.equal(v, before[k]) for k, v in saved_by("base", "student").items())
+
+
+def test_nobody_starts_from_an_older_model_while_a_new_one_is_made(here, monkeypatch):
+    make()
+    struck_at_step(monkeypatch, 1, killed)
+    with pytest.raises(SystemError):
+        make("--seed", "1")
+    assert not {"checkpoint.pt", "gates.json"} & set(os.listdir("base"))
 
 
 def test_the_gates_of_a_model_that_can_do_nothing(world):

@@ -66,7 +66,7 @@ def here(tmp_path, monkeypatch):
 def teach(options) -> dict:
     """What train.main does between its one line for errors and its lock."""
     config = train.parse(options)
-    return train.learn(config, train.begin(config, train.read(config)))
+    return train.learn(config, train.begin(config, train.read_lessons(config)))
 
 
 def run(*options, **of_world):
@@ -126,7 +126,7 @@ def test_joint_trains_on_all_tasks_at_once(here, monkeypatch):
 
     monkeypatch.setattr(train, "collate", watched)
     run("--out", "a", "--method", "joint", "--watch-every", "100")
-    tasks = train.read(train.parse([*lessons(), "--out", "a"])).tasks
+    tasks = train.read_lessons(train.parse([*lessons(), "--out", "a"])).tasks
     prompts = [{e.prompt for e in task.train} for task in tasks]
     batches = [batch for batch in seen if len(batch) == 8 and all(p in prompts[0] | prompts[1] for p in batch)]
     assert any(set(batch) & prompts[0] and set(batch) & prompts[1] for batch in batches)
@@ -136,7 +136,7 @@ def test_the_market_stream_is_graded_by_return(here):
     result = run("--out", "a", stream="market")
     assert result["tasks"] == [f"{i:02}-{regime}" for i, regime in enumerate(world_module.REGIMES, 1)]
     assert len(result["R"]) == 7
-    tasks = train.read(train.parse([*lessons(stream="market"), "--out", "b"])).tasks
+    tasks = train.read_lessons(train.parse([*lessons(stream="market"), "--out", "b"])).tasks
     assert {e.grader for task in tasks for e in task.test} == {"return"}
 
 
@@ -203,8 +203,8 @@ def test_resume_refuses_other_settings(here):
     assert "--lr 0.5" in str(e.value) and len(e.value.args) == 1
 
 
-def test_resume_remembers_the_guard_and_refuses_another_base(here, monkeypatch):
-    """With trips, and with convergence. What a resumed run needs is --init and its files, as they were."""
+def test_resume_needs_no_base_and_remembers_the_guard(here, monkeypatch):
+    """With trips, with convergence, and with the folder of --init gone, or another model's."""
     shutil.copytree(tiny_base(), "base")
     options = ["--init", "base", "--guard", "0.9", "--converged", "0.5", "--steps", "30"]
     straight = run("--out", "straight", *options, tasks=1)
@@ -213,21 +213,47 @@ def test_resume_remembers_the_guard_and_refuses_another_base(here, monkeypatch):
     with pytest.raises(SystemError):
         run("--out", "killed", *options, "--save-every", "5", tasks=1)
     monkeypatch.setattr(sdft, "sdft_step", step)
-
-    shutil.move("base", "old")
-    shutil.copytree(tiny_base("--seed", "1"), "base")
-    before = saved_by("killed")["step"], open("killed/log.jsonl").read()
-    with pytest.raises(BadInput) as e:
-        run("--out", "killed", "--resume", *options, tasks=1)
-    assert "what it teaches or starts from has changed" in str(e.value) and len(e.value.args) == 1
-    assert before == (saved_by("killed")["step"], open("killed/log.jsonl").read())
+    shutil.copytree("killed", "killed too")
 
     shutil.rmtree("base")
-    shutil.move("old", "base")
     resumed = run("--out", "killed", "--resume", *options, tasks=1)
+    shutil.copytree(tiny_base("--seed", "1"), "base")
+    resumed_too = run("--out", "killed too", "--resume", *options, tasks=1)
     assert straight["guard_trips"] > 0
     for key in ("R", "teacher_curve", "steps", "guard_trips", "drift_base"):
-        assert repr(resumed[key]) == repr(straight[key]), key      # repr: NaN is not equal to itself
+        # repr: NaN is not equal to itself
+        assert repr(resumed[key]) == repr(resumed_too[key]) == repr(straight[key]), key
+
+
+def test_a_run_takes_the_model_of_its_lessons(here):
+    """A second run from the same lessons would start where the first one ended."""
+    config = train.parse([*lessons(), *TINY, "--out", "a"])
+    found = train.read_lessons(config)
+    train.begin(config, found)
+    assert found.model is None
+
+
+def test_shown_demonstrations_that_do_not_fit_are_refused_before_anything_is_written(here):
+    rows = [{"prompt": f"{i} asked", "response": "7" * 40} for i in range(12)]
+    (here / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--init", tiny_base(), "--demos", "long.jsonl", "--out", "run"]
+    train.read_lessons(train.parse([*options, "--shown", "2"]))
+    with pytest.raises(BadInput, match="--shown 8: with the 8 longest demonstrations of a task .* more than 256; show"):
+        train.read_lessons(train.parse([*options, "--shown", "8"]))
+    assert not os.path.exists("run")
+
+
+@pytest.mark.parametrize("option", ["--keep", "--neighbours"])
+def test_what_is_measured_is_what_was_held_out(here, option):
+    rows = [{"prompt": f"tell {i}", "response": "ten", "split": "train" if i else "test"} for i in range(3)]
+    (here / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [x for x in lessons()[: lessons().index("--keep")]]
+    options = [*given, *TINY, "--out", "a", option, "more.jsonl"]
+    found = train.read_lessons(train.parse(options))
+    assert [e.prompt for e in (found.keep or found.neighbours)] == ["tell 0"]
+    (here / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    with pytest.raises(BadInput, match='more.jsonl:1: every line is "split": "train"'):
+        train.read_lessons(train.parse(options))
 
 
 @pytest.mark.parametrize("what", ["demos", "keep", "reading", "neighbours"])

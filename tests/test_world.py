@@ -192,11 +192,12 @@ def test_of_an_older_stream_nothing_is_left(tmp_path):
 
 
 def test_files_of_others_stay_where_they_are(tmp_path):
-    mine = tmp_path / "tasks" / "mine.jsonl"
-    mine.parent.mkdir()
-    mine.write_text("kept")
+    mine = [tmp_path / "tasks" / name for name in ("mine.jsonl", "01-french.jsonl")]
+    mine[0].parent.mkdir()
+    for path in mine:
+        path.write_text("kept")
     write_files(Config(tasks=1, demonstrations=4, tests=2, kept=4, out=str(tmp_path)))
-    assert mine.read_text() == "kept" and len(task_files(tmp_path)) == 2
+    assert all(path.read_text() == "kept" for path in mine) and len(task_files(tmp_path)) == 3
 
 
 def test_a_world_without_tasks_is_read_about_known_names(tmp_path):
