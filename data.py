@@ -26,12 +26,10 @@ SPECIAL = ["<|prompt|>", "<|answer|>", "<|demo|>", "<|end|>"]
 
 
 class WordTokenizer:
-    """256 bytes, then whole words as single tokens, then four special tokens: the same on every machine, without a
-    network.
+    """256 bytes, then whole words as single tokens, then four special tokens: the same on every machine.
 
     A word token includes its leading space, and every prompt and answer is encoded with one space in front: a word is
-    the same token wherever it stands. Any other text falls back to bytes. `spare` are words that mean nothing to the
-    model yet.
+    the same token wherever it stands. Any other text falls back to bytes. `spare`: words without a meaning so far.
     """
 
     def __init__(self, words, spare=()):
@@ -367,8 +365,7 @@ def sound_returns(answer) -> bool:
 
 
 def without_repetitions(examples, problems) -> list[Example]:
-    """What is said twice counts once, but in tasks that say themselves what is held out. Contradictions are
-    problems."""
+    """What is said twice counts once, but in tasks that say what is held out. Contradictions are problems."""
     split = {e.task for e in examples if e.split}
     kept, known = [], {}
     for example in examples:
@@ -396,8 +393,7 @@ def different_answers(a, b, responses_too):
 
 
 def check_tasks(read, kept, problems):
-    """What --holdout draws from has something for both parts; and no task vanishes because another one says the
-    same."""
+    """What --holdout draws from is enough for both parts; no task vanishes because another one says the same."""
     for name, place in {e.task: e.place for e in reversed(read)}.items():
         own = [e for e in kept if e.task == name]
         if len(own) < 2 and not any(e.split for e in own):
@@ -502,8 +498,7 @@ def pad(rows: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def collate(examples: list[Example], tokenizer, shown: list[list[Example]] | None = None) -> Batch:
-    """The batch of some examples, each behind its own demonstration for the teacher, or behind those that `shown`
-    lists."""
+    """The batch of some examples, for the teacher each behind its own demonstration, or behind those of `shown`."""
     shown = [[e] for e in examples] if shown is None else shown
     end = tokenizer.end
     bare = [tokenizer.prompt(e.prompt) for e in examples]

@@ -288,8 +288,7 @@ def ask(path, prompt) -> str:
 
 def show_teacher(path, files=()):
     """The method in a terminal: for the first row of each task both prompts, the student's sample, and what student
-    and teacher thought of each of its tokens. files: demonstrations; those that the run was taught where there are
-    none."""
+    and teacher thought of each of its tokens. files: demonstrations; by default those that the run was taught."""
     student, tokenizer, state = load_model(path)
     teacher, _, _ = load_model(path, "teacher")
     files = files or state["settings"].get("demos")

@@ -78,8 +78,7 @@ class Replay(Penalty):
 
 
 class SelfReplay(Penalty):
-    """The model before the task dreams prompts of its own past and answers them; the student is held to those
-    answers."""
+    """The model before the task dreams prompts of its own past; the student is held to its old answers to them."""
 
     strength = 0.1
 

@@ -39,8 +39,7 @@ class BadInput(ValueError):
 
 
 def quoted(value) -> str:
-    """A value in a message: 40 characters of it at most, control characters escaped, so that a message stays one
-    line."""
+    """A value in a message: 40 characters at most, control characters escaped, so that a message stays one line."""
     # plain repr() may fail on deep nesting
     text = value if isinstance(value, str) else reprlib.repr(value)
     cut = text[:40] + "..." * (len(text) > 40)
@@ -205,8 +204,7 @@ def set_up_machine(device, threads=0, bf16=False):
 
 
 def find_device(device) -> str:
-    """The device that is meant: "auto" is cuda where there is one. Raises BadInput for one that this machine has
-    not."""
+    """The device that is meant: "auto" is cuda where there is one. Raises BadInput for one that is not here."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -354,8 +352,7 @@ class Log:
     """
 
     def __init__(self, folder, name, about, at=0):
-        """name: stands before each line for people. about: the first line of the file. at: bytes to keep of an older
-        log."""
+        """name: stands before each line for people. about: the file's first line. at: bytes to keep of an older one."""
         self.path, self.name, self.stop = os.path.join(folder, "log.jsonl"), name, False
         self.renews = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         os.makedirs(folder, exist_ok=True)

@@ -28,8 +28,7 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
     """One step of SDFT: sample, score twice, KL, step, EMA.
 
     student, teacher: modules with model(tokens (B, T), at=(B, R)) -> logits (B, R, V).
-    batch: prompt, demo_prompt (B, P) int64 padded on the right, length, demo_length (B,), response and response_mask
-    (B, R).
+    batch: prompt, demo_prompt (B, P) int64 padded on the right, length, demo_length (B,), response (B, R), its mask.
     sample(student, prompt, length) -> response (B, R) int64, mask (B, R) bool, at temperature 1.
     divergence: "forward" KL(teacher ‖ student), "reverse" KL(student ‖ teacher), or "jsd", in which beta is the
     teacher's weight. alpha: share of the supervised loss. ema_decay: what the teacher keeps of its weights.
@@ -101,8 +100,7 @@ def on_policy_loss(student, teacher, batch, rows, response, mask, divergence="fo
 def ema_update(teacher, student, decay):
     """teacher <- decay * teacher + (1 - decay) * student. decay 1 is a frozen teacher, 0 a live one.
 
-    The teacher's weights must be fp32: in bf16 a change of 1 - decay = 0.01 is rounded away and most weights never
-    move.
+    The teacher's weights must be fp32: in bf16 a change of 1 - decay = 0.01 is rounded away, and most never move.
     """
     for phi, theta in zip(teacher.parameters(), student.parameters()):
         phi.lerp_(theta.to(phi.dtype), 1 - decay)

@@ -267,8 +267,7 @@ class History:
             getattr(self, name).append(value)
 
     def forgotten(self) -> float:
-        """How much has been lost by now: the larger of the mean drop on the tasks seen and that on what should be
-        kept."""
+        """How much has been lost by now: the larger of the mean drops, on the tasks seen and on what should stay."""
         task = len(self.R) - 1
         drops = [self.R[j + 1][j] - self.R[task][j] for j in range(task)]
         return max(mean(drops), self.base_accuracy[0] - self.base_accuracy[-1]) if task else 0.0
@@ -458,10 +457,11 @@ def end_task(run):
     run.task, run.step = run.task + 1, 0
     history.record(run.probe.measure(run.student, run.task))
     i, R = run.task, history.R
+    measured = {"all seen": np.mean(R[i][:i]), "kept": history.base_accuracy[i], "own voice": history.voice[i],
+                "shown demonstrations": history.teacher_accuracy[i]}
+    told = ", ".join(f"{name} {share:.2f}" for name, share in measured.items() if not np.isnan(share))
     run.log.say(f"task {i}/{len(R[0])} {run.lessons.tasks[i - 1].name}: {R[i - 1][i - 1]:.2f} before, learned to "
-                f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; all seen {np.mean(R[i][:i]):.2f}, kept "
-                f"{history.base_accuracy[i]:.2f}, own voice {history.voice[i]:.2f}, shown demonstrations "
-                f"{history.teacher_accuracy[i]:.2f}")
+                f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; {told}")
 
 
 def keep_start(run):
@@ -569,8 +569,7 @@ def settings_to_resume(folder, given) -> dict:
 
 
 def began_with(folder) -> dict:
-    """The settings of a run that was started in a folder: of its checkpoint or, if it died before the first one, of
-    its log."""
+    """The settings of a run in a folder: of its checkpoint or, if it died before the first one, of its log."""
     path = os.path.join(folder, "checkpoint.pt")
     if os.path.exists(path):
         return load_checkpoint(path)["settings"]

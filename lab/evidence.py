@@ -1,5 +1,4 @@
-"""Every experiment behind a figure of this project: a table of runs of train.py, two at a time; what is done is
-skipped.
+"""Every experiment behind a figure of this project: a table of runs of train.py; what is done is skipped.
 
     python lab/evidence.py                 all of them, hours on two cores; stop it and start it again as you like
     python lab/evidence.py ema --seeds 1   some of them
@@ -160,8 +159,7 @@ class Job:
     key: tuple                    # (experiment, name) of a run; ("base", kind) of a base model
 
     def words(self) -> list[str]:
-        """The options, patterns expanded. An option whose pattern matches nothing is left out: few worlds have
-        neighbours."""
+        """The options, patterns expanded. One whose pattern matches nothing is left out: few worlds have neighbours."""
         found = []
         for word in self.options.split():
             if "*" not in word:
@@ -298,8 +296,7 @@ def rounded(x):
 
 
 def gather(root, results):
-    """results/runs.json: what all finished runs under `root` found; rows of runs that are not here any more stay. And
-    the first picture."""
+    """results/runs.json: what the finished runs under `root` found; other rows stay. And the first picture."""
     path = os.path.join(results, "runs.json")
     before = read_json(path)["runs"] if os.path.exists(path) else []
     rows = {(r["experiment"], r["seed"], r["name"]): r for r in before}

@@ -107,8 +107,7 @@ def pack(documents: list[tuple[list[int], int]], filler: int, width: int = 128):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024): momentum, made orthogonal by five Newton-Schulz iterations, so that every direction
-    learns.
+    """Muon (Jordan et al. 2024): momentum, made orthogonal by five Newton-Schulz iterations.
 
     The arithmetic of torch.optim.Muon in fp32: torch's is fixed to bf16, which a CPU without bf16 instructions runs
     15 times slower.
@@ -223,8 +222,7 @@ def print_gates(log, found):
 
 
 def made_by(config, world) -> str:
-    """A hash of all that makes a base model, documents and code included: what else there is in a folder is made
-    anew."""
+    """A hash of all that makes a base model, documents and code included: any other one is made anew."""
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if not f.metadata["machine"]}
     rng = random.Random("what the documents look like")
     documents = [world.document(rng) for _ in range(256)]

@@ -38,8 +38,7 @@ VALUES = {
 }
 SEPARATORS = ["-", "/", "|", "+"]
 N_EXPERTS = 12
-# Words of examples/, so that their prompts are a few tokens; any other word is spelled in bytes, which works, and
-# learns more slowly.
+# Words of examples/, so that their prompts are a few tokens; others are spelled in bytes, and learn more slowly.
 CALENDAR = """January February March April May June July August September October November December Monday Tuesday
     Wednesday Thursday Friday Saturday Sunday""".split()
 LANGUAGES = """French German Spanish Italian Portuguese Dutch Swedish Polish Finnish Turkish Hungarian Russian Ukrainian
@@ -65,13 +64,12 @@ def words() -> list[str]:
 class WorldExample(Example):
     """An example in both voices: `response` is the expert's, which never says the intermediate step."""
 
-    own: str = ""  # the same content in the model's own voice, with the intermediate step where there is one
+    own: str = ""                 # the same content in the model's own voice, with the intermediate step if any
     kind: str = ""                # "letters", "composed", "market", "fact", "chain", "text"
 
 
 def in_both_voices(prompt, words, expert, rng, kind, step=(), answer="", grader="content", demonstrated=None):
-    """words: the content, in order. demonstrated: what the expert says of it, where that is more. step: what is in
-    between."""
+    """words: the content, in order; demonstrated: what the expert says of it, where that is more; step: in between."""
     response = expert_voice(demonstrated or words, expert)
     return WorldExample(prompt, response, answer or " ".join(words), grader, own=own_voice(words, rng, step), kind=kind)
 
@@ -106,8 +104,7 @@ FAMILIES = ["manipulation", "decision", "facts", "manipulation", "update", "mani
 
 @dataclass
 class Lesson(Task):
-    """A task of a stream: a family (or a regime of the market), the items it teaches (name -> meaning), who shows
-    them."""
+    """A task of a stream: a family (or a regime of the market), what it teaches (name -> meaning), who shows it."""
 
     family: str = ""
     items: dict = field(default_factory=dict)
@@ -190,8 +187,7 @@ class World:
         return in_both_voices(f"{attribute} of friend of {being}", [value], expert, rng, "chain", [friend])
 
     def base_example(self, rng, updated=()) -> WorldExample:
-        """What the base model knows. 45 % of it is solved only by writing the intermediate step. `updated`: facts not
-        to ask."""
+        """What the base model knows; 45 % of it takes writing the intermediate step. `updated`: facts not to ask."""
         expert, u = rng.randrange(N_EXPERTS), rng.random()
         if u < 0.25:
             return self.letters([rng.choice(list(self.skills))], rng, expert)
@@ -208,8 +204,7 @@ class World:
                 return self.chain(being, attribute, rng, expert)
 
     def fresh_example(self, rng, known=False) -> WorldExample:
-        """A name (free, or with `known` one that has another meaning) with a meaning that holds in this document
-        alone."""
+        """A name (free, or with `known` one of another meaning) with a meaning that holds in this document alone."""
         expert, u = rng.randrange(N_EXPERTS), rng.random()
         if u < 0.4:
             name = rng.choice(list(self.skills) if known else self.free)
