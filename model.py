@@ -1,10 +1,12 @@
-"""A small GPT: rotary positions, RMSNorm, squared ReLU, no biases. One forward pass for training and scoring, one
-KV-cached `generate` for sampling. Left out: everything that a model of a million parameters does not need (GQA, MoE,
-quantisation).
+"""A decoder-only transformer: rotary positions, RMSNorm. One forward pass for training and scoring, one KV-cached
+`generate` for sampling. The same block is our own small GPT and Llama 2 to 3.2, SmolLM2, Mistral, Qwen2, Qwen2.5 and
+Qwen3. Left out: mixtures of experts, sliding windows, quantisation.
 
-Shapes: B batch, T time, D width, H heads, K = D / H, V vocabulary, S cache slots.
+Shapes: B batch, T time, D width, H heads of queries, G heads of keys and values, K size of a head, V vocabulary,
+S cache slots.
 """
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,52 @@ class GPTConfig:
     n_embd: int = 128
     context: int = 256            # longest sequence in tokens: prompt, demonstration and answer together
     dropout: float = 0.0
+    n_kv_head: int | None = None  # heads of keys and values, each for n_head / n_kv_head heads of queries; None: n_head
+    head_dim: int | None = None   # None: n_embd / n_head
+    n_mlp: int | None = None      # width inside the MLP; None: 4 n_embd
+    gated: bool = False           # silu(gate) * up in place of relu(up)²
+    qkv_bias: bool = False
+    qk_norm: bool = False         # RMSNorm of each head's queries and keys
+    tied: bool = False            # the head's weight is the embedding's
+    eps: float = 2.0**-23         # of RMSNorm: torch's default in fp32
+    theta: float = 1000.0         # base of the rotary periods
+    rope: dict | None = None      # Llama 3.1's stretching of the long periods: the numbers of STRETCH
+
+    def __post_init__(self):
+        chosen = [n for n in (self.n_kv_head, self.head_dim, self.n_mlp) if n is not None]
+        sizes = [self.vocab_size, self.n_layer, self.n_head, self.n_embd, self.context, *chosen]
+        numbers = [self.eps, self.theta, *(self.rope or {}).values()]
+        for kinds, values in ((int,), sizes), ((int, float), numbers):
+            for n in values:
+                if type(n) not in kinds or n <= 0:
+                    raise ValueError(f"{n!r} is among the model's numbers; each must be above 0, and a size whole")
+        self.n_kv_head = self.n_kv_head or self.n_head
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        self.n_mlp = self.n_mlp or 4 * self.n_embd
+        if self.n_head % self.n_kv_head or self.head_dim % 2:
+            raise ValueError(f"{self.n_head} heads on {self.n_kv_head} of keys, of size {self.head_dim}; the first "
+                             "must be a multiple of the second, and the size even")
+
+
+STRETCH = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def angles(config):
+    """By how much each rotary pair turns at each position, (context, K / 2) fp32.
+
+    Llama 3.1 stretches the long periods by `factor`, leaves the short ones, and blends in between, by how often a pair
+    turned within the context of pretraining (apply_scaling in Meta's llama-models).
+    """
+    position = torch.arange(config.context)[:, None]
+    # tokens to a radian
+    period = config.theta ** (torch.arange(0, config.head_dim, 2) / config.head_dim)
+    if config.rope:
+        factor, low, high, context = (config.rope[name] for name in STRETCH)
+        turns = context / (2 * math.pi * period)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        period = period / (kept + (1 - kept) / factor)
+    # each rounded as where it was pretrained: at position 200 the fifth digit of a logit tells one from the other
+    return position * (1 / period) if config.gated else position / period
 
 
 def rotate(x, cos, sin):
@@ -28,46 +76,69 @@ def rotate(x, cos, sin):
     return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1)
 
 
-def plain_attention(q, k, v, attn_mask=None, is_causal=False):
+def plain_attention(q, k, v, attn_mask):
     """What F.scaled_dot_product_attention computes, written out. q (B, H, T, K), k and v (B, H, S, K); mask True =
     may look."""
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5                                        # (B, H, T, S)
-    if is_causal:
-        attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, float("-inf"))
-    return scores.softmax(dim=-1) @ v
+    return scores.masked_fill(~attn_mask, float("-inf")).softmax(dim=-1) @ v
+
+
+def attention(q, k, v, mask=None):
+    """q (B, H, T, K), k and v (B, G, S, K): H / G heads share each of these. mask (B or 1, 1, T, S) bool, None: causal.
+
+    Heads that share their keys become rows of one product, so that no key is copied. Fused kernels can do so
+    themselves, but not beside a mask: torch then takes its slow one.
+    """
+    (B, H, T, K), G, S = q.shape, k.shape[1], k.shape[2]
+    # on a CPU, at these lengths, the plain one is no slower
+    on_cpu = q.device.type == "cpu"
+    if mask is None and not on_cpu:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H > G)
+    if mask is None:
+        mask = torch.ones(T, S, dtype=torch.bool).tril()
+    kernel = plain_attention if on_cpu else F.scaled_dot_product_attention
+    y = kernel(q.reshape(B, G, H // G * T, K), k, v, attn_mask=mask.repeat(1, 1, H // G, 1))
+    return y.reshape(B, H, T, K)
 
 
 class Block(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        D = config.n_embd
-        self.n_head, self.dropout = config.n_head, config.dropout
-        self.attn_norm, self.mlp_norm = nn.RMSNorm(D), nn.RMSNorm(D)
-        self.qkv = nn.Linear(D, 3 * D, bias=False)
-        self.attn_out = nn.Linear(D, D, bias=False)
-        self.mlp_in = nn.Linear(D, 4 * D, bias=False)
-        self.mlp_out = nn.Linear(4 * D, D, bias=False)
+        D, K = config.n_embd, config.head_dim
+        self.config = config
+        self.attn_norm, self.mlp_norm = nn.RMSNorm(D, config.eps), nn.RMSNorm(D, config.eps)
+        self.qkv = nn.Linear(D, (config.n_head + 2 * config.n_kv_head) * K, bias=config.qkv_bias)
+        self.q_norm, self.k_norm = (nn.RMSNorm(K, config.eps) if config.qk_norm else nn.Identity() for _ in "qk")
+        self.attn_out = nn.Linear(config.n_head * K, D, bias=False)
+        self.mlp_in = nn.Linear(D, config.n_mlp * (2 if config.gated else 1), bias=False)
+        self.mlp_out = nn.Linear(config.n_mlp, D, bias=False)
         # every block starts as the identity
         nn.init.zeros_(self.attn_out.weight)
         nn.init.zeros_(self.mlp_out.weight)
 
     def forward(self, x, cos, sin, mask=None, cache=None, slots=None):
+        c = self.config
         B, T, D = x.shape
-        q, k, v = self.qkv(self.attn_norm(x)).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        heads = self.qkv(self.attn_norm(x)).view(B, T, -1, c.head_dim).transpose(1, 2)            # (B, H + 2 G, T, K)
+        q, k, v = heads.split([c.n_head, c.n_kv_head, c.n_kv_head], dim=1)
+        # angles are fp32: a model in bf16 would mix types
+        q = rotate(self.q_norm(q), cos, sin).type_as(v)
+        k = rotate(self.k_norm(k), cos, sin).type_as(v)
         if cache is not None:
             # write the new keys and values, then look at all that have been written
             rows = torch.arange(B, device=x.device)[:, None]
             cache[0][rows, :, slots] = k.transpose(1, 2).to(cache[0].dtype)
             cache[1][rows, :, slots] = v.transpose(1, 2).to(cache[1].dtype)
-            k, v = cache[0], cache[1]             # (B, H, S, K)
-        # on a CPU, at these lengths, the plain one is no slower
-        attention = plain_attention if x.device.type == "cpu" else F.scaled_dot_product_attention
-        y = attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        x = x + F.dropout(self.attn_out(y.transpose(1, 2).reshape(B, T, D)), self.dropout, self.training)
-        return x + F.dropout(self.mlp_out(F.relu(self.mlp_in(self.mlp_norm(x))).square()), self.dropout, self.training)
+            k, v = cache[0], cache[1]             # (B, G, S, K)
+        y = attention(q, k, v, mask).transpose(1, 2).flatten(2)
+        x = x + F.dropout(self.attn_out(y), c.dropout, self.training)
+        h = self.mlp_in(self.mlp_norm(x))
+        if c.gated:
+            gate, up = h.chunk(2, dim=-1)
+            h = F.silu(gate) * up
+        else:
+            h = F.relu(h).square()
+        return x + F.dropout(self.mlp_out(h), c.dropout, self.training)
 
 
 class GPT(nn.Module):
@@ -76,16 +147,17 @@ class GPT(nn.Module):
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.RMSNorm(config.n_embd)
+        self.norm = nn.RMSNorm(config.n_embd, config.eps)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         # small against Adam's steps: a rare word soon carries what was learned about it
         nn.init.normal_(self.embed.weight, std=0.3)
         # the first prediction is uniform
         nn.init.zeros_(self.head.weight)
-        K = config.n_embd // config.n_head
-        angles = torch.arange(config.context)[:, None] / 1000 ** (torch.arange(0, K, 2) / K)          # (context, K / 2)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        if self.config.tied:
+            self.head.weight = self.embed.weight
+        angle = angles(self.config)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, tokens, at=None, mask=None, return_hidden=False):
         """tokens (B, T) int64, left-aligned; rows may be padded on the right with anything (attention is causal).
@@ -129,8 +201,12 @@ class GPT(nn.Module):
         B, P = prompt.shape
         S = P + n_new
         self.check_length(S)
-        shape = (B, self.config.n_head, S, self.config.n_embd // self.config.n_head)
-        caches = [(self.cos.new_zeros(shape), self.cos.new_zeros(shape)) for _ in self.blocks]
+        shape = (B, self.config.n_kv_head, S, self.config.head_dim)
+        # in the type of what is written there
+        kind, dtype = prompt.device.type, self.head.weight.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        caches = [self.cos.new_zeros(2, *shape, dtype=dtype) for _ in self.blocks]
         slot = torch.arange(S, device=prompt.device)
 
         def step(tokens, slots):
@@ -148,7 +224,7 @@ class GPT(nn.Module):
         alive = torch.ones(B, dtype=torch.bool, device=prompt.device)
         mask = torch.zeros(B, n_new, dtype=torch.bool, device=prompt.device)
         for i in range(n_new):
-            logits = self.logits(self.norm(x))
+            logits = self.logits(self.norm(x)).float()
             if temperature == 0:
                 token = logits.argmax(-1)
             else:

@@ -1,10 +1,13 @@
 """The GPT: fast attention against plain, cached against uncached, errors."""
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import model as model_module
 from conftest import VOCAB_SIZE, random_gpt
+from model import GPT, GPTConfig
 
 END = VOCAB_SIZE - 1
 
@@ -15,15 +18,27 @@ def prompts(rows=5, longest=9, seed=0):
     return torch.randint(0, 900, (rows, longest), generator=g), length
 
 
-def test_plain_attention_agrees_with_sdpa(monkeypatch):
-    gpt = random_gpt()
-    tokens, _ = prompts()
-    mask = torch.rand(5, 1, 9, 9, generator=torch.Generator().manual_seed(0)) > 0.3
-    mask = (mask | torch.eye(9, dtype=torch.bool)) & torch.ones(9, 9, dtype=torch.bool).tril()
-    fast = gpt(tokens), gpt(tokens, mask=mask)
-    monkeypatch.setattr(model_module.F, "scaled_dot_product_attention", model_module.plain_attention)
-    for a, b in zip(fast, (gpt(tokens), gpt(tokens, mask=mask))):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("heads, keys", [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize("T, S", [(9, 9), (1, 12), (5, 12)])
+def test_attention_agrees_with_sdpa(monkeypatch, heads, keys, T, S):
+    """Shared keys, copied for each head that looks at them: outputs and gradients, causal and with a mask per row. And
+    the fast kernel on what the plain one is given here."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, length, 8, requires_grad=True) for n, length in ((heads, T), (keys, S), (keys, S)))
+    seen = torch.rand(2, 1, T, S) > 0.3
+    seen[..., 0] = True
+    for mask in (seen, seen[:1], None) if T == S else (seen,):
+        copied = [x.repeat_interleave(heads // keys, dim=1) for x in (k, v)]
+        slow = F.scaled_dot_product_attention(q, *copied, attn_mask=mask, is_causal=mask is None)
+        fast = model_module.attention(q, k, v, mask)
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+        weight = torch.randn_like(fast)
+        gradients = [torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (fast, slow)]
+        for ours, theirs in zip(*gradients):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        with monkeypatch.context() as patched:
+            patched.setattr(model_module, "plain_attention", F.scaled_dot_product_attention)
+            torch.testing.assert_close(model_module.attention(q, k, v, mask), slow, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_is_causal_and_padding_changes_nothing():
@@ -120,3 +135,40 @@ def test_rotary_positions_are_relative():
     product = [(turned(q, i) * turned(k, i + 5)).sum() for i in (0, 7, 50)]
     torch.testing.assert_close(product[0], product[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(product[0], product[2], rtol=1e-4, atol=1e-5)
+
+
+
+LIKE_LLAMA = {"gated": True, "n_head": 4, "n_kv_head": 2, "theta": 1e4, "eps": 1e-5}
+
+
+def test_a_model_in_bf16_samples():
+    """A copy of a quarter of the bytes, to sample from: one type from end to end, and nearly the same logits."""
+    model = random_gpt(**LIKE_LLAMA, qk_norm=True)
+    small = model_module.frozen_copy(model).bfloat16()
+    tokens, length = prompts()
+    assert small(tokens).dtype == torch.bfloat16
+    response, _ = small.generate(tokens, length, 8, END)
+    assert response.shape[0] == 5
+    assert F.cosine_similarity(small(tokens).float(), model(tokens), dim=-1).min() > 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_answers_as_the_cpu_does():
+    model = random_gpt(**LIKE_LLAMA, qk_norm=True, qkv_bias=True)
+    tokens, length = prompts()
+    expected, (answers, _) = model(tokens), model.generate(tokens, length, 12, end=-1, temperature=0)
+    model.cuda()
+    torch.testing.assert_close(model(tokens.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(model.generate(tokens.cuda(), length.cuda(), 12, end=-1, temperature=0)[0].cpu(), answers)
+
+
+def test_old_calls_of_the_config_keep_their_meaning():
+    config = GPTConfig(960, 2, 4, 64, 128, 0.1)
+    assert dataclasses.asdict(config) == {
+        "vocab_size": 960, "n_layer": 2, "n_head": 4, "n_embd": 64, "context": 128, "dropout": 0.1, "n_kv_head": 4,
+        "head_dim": 16, "n_mlp": 256, "gated": False, "qkv_bias": False, "qk_norm": False, "tied": False,
+        "eps": torch.finfo(torch.float32).eps, "theta": 1000.0, "rope": None}
+    assert {name: tuple(p.shape) for name, p in GPT(config).blocks[1].named_parameters()} == {
+        "attn_norm.weight": (64,), "mlp_norm.weight": (64,), "qkv.weight": (192, 64), "attn_out.weight": (64, 64),
+        "mlp_in.weight": (256, 64), "mlp_out.weight": (64, 256)}
