@@ -1,12 +1,23 @@
 """A decoder-only transformer: rotary positions, RMSNorm. One forward pass for training and scoring, one KV-cached
-`generate` for sampling. The same block is our own small GPT and Llama 2 to 3.2, SmolLM2, Mistral, Qwen2, Qwen2.5 and
-Qwen3. Left out: mixtures of experts, sliding windows, quantisation.
+`generate` for sampling. The same block is our own small GPT and, read from an ordinary Hugging Face folder, Llama 2 to
+3.2, SmolLM2, Mistral, Qwen2, Qwen2.5 and Qwen3:
+
+    model = GPT.from_pretrained("SmolLM2-135M-Instruct")
+    model.save_pretrained("taught", source="SmolLM2-135M-Instruct")
+
+Left out, and refused where a folder asks for it: mixtures of experts, sliding windows, quantised weights, YaRN.
 
 Shapes: B batch, T time, D width, H heads of queries, G heads of keys and values, K size of a head, V vocabulary,
 S cache slots.
 """
+import contextlib
 import copy
+import dataclasses
+import json
 import math
+import os
+import re
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -121,7 +132,7 @@ class Block(nn.Module):
         B, T, D = x.shape
         heads = self.qkv(self.attn_norm(x)).view(B, T, -1, c.head_dim).transpose(1, 2)            # (B, H + 2 G, T, K)
         q, k, v = heads.split([c.n_head, c.n_kv_head, c.n_kv_head], dim=1)
-        # angles are fp32: a model in bf16 would mix types
+        # the tables are fp32: under autocast queries and keys would be too, at twice the memory
         q = rotate(self.q_norm(q), cos, sin).type_as(v)
         k = rotate(self.k_norm(k), cos, sin).type_as(v)
         if cache is not None:
@@ -153,11 +164,73 @@ class GPT(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.3)
         # the first prediction is uniform
         nn.init.zeros_(self.head.weight)
+        self.derive()
+
+    def derive(self):
+        """What follows from the rest and is stored nowhere: a tied head's weight, and the rotary tables."""
         if self.config.tied:
             self.head.weight = self.embed.weight
         angle = angles(self.config)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
+
+    @classmethod
+    def from_pretrained(cls, folder, context=None):
+        """The model of a Hugging Face folder, config.json and model*.safetensors, on the CPU in fp32; nothing is drawn.
+
+        context: longest sequence in tokens. None: what the folder promises, at most LONGEST. ValueError for what this
+        class is not: one line that names the folder, what is wrong there, and the way out.
+        """
+        with about(folder), torch.no_grad():
+            config, theirs = read_config(folder, context), read_weights(folder)
+            # shapes alone, compared before they take memory
+            with torch.device("meta"):
+                model = cls(config)
+            check_same(theirs, their_weights(model), config.tied)
+            model.to_empty(device="cpu").derive()
+            ours = their_weights(model)
+            for name, weight in theirs.items():
+                ours[name].copy_(weight)
+        return model
+
+    def save_pretrained(self, folder, source=None, dtype=None):
+        """Writes a folder that transformers, vLLM and llama.cpp's converter open; beside and renamed, so that it is
+        complete or absent. A model's folder that stands there is replaced.
+
+        source: the folder that this model was read from. Each tensor gets the type that it has there, or `dtype`, and
+        all other files are copied, config.json and the tokenizer's among them. None: config.json is made, and nothing
+        copied. ValueError for what contradicts, OSError for a full disk.
+        """
+        weights, target = their_weights(self), os.path.realpath(folder)
+        theirs = {name: w for name, w in weights.items() if not (name == HEAD and self.config.tied)}
+        copied = []
+        if source is not None:
+            with about(source):
+                there, theirs = read_config(source, self.config.context), read_weights(source)
+                check_same(theirs, weights, self.config.tied)
+                if there != dataclasses.replace(self.config, dropout=0.0):
+                    raise ValueError("config.json is another model's; name the folder that this one was read from")
+            files = [os.path.join(source, name) for name in os.listdir(source) if not OLD_WEIGHTS.match(name)]
+            copied = [file for file in files if os.path.isfile(file)]
+        part, old = (f"{target}.{os.getpid()}.{end}" for end in ("part", "old"))
+        try:
+            with about(folder):
+                if os.path.exists(target) and os.listdir(target) and "config.json" not in os.listdir(target):
+                    raise ValueError("holds other things than a model; name another folder")
+                os.makedirs(part)
+                for file in copied:
+                    shutil.copy(file, part)
+                types = {name: dtype or weight.dtype for name, weight in theirs.items()}
+                if source is None:
+                    with open(os.path.join(part, "config.json"), "w") as f:
+                        json.dump(their_config(self.config, types[EMBED]), f, indent=2)
+                write_safetensors(os.path.join(part, "model.safetensors"), weights, types)
+                if os.path.exists(target):
+                    os.rename(target, old)
+                os.rename(part, target)
+                shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
     def forward(self, tokens, at=None, mask=None, return_hidden=False):
         """tokens (B, T) int64, left-aligned; rows may be padded on the right with anything (attention is causal).
@@ -255,3 +328,198 @@ class Sampler:
         response, mask = model.generate(prompt, length, n_new, self.end if end is None else end)
         self.tokens += int(mask.sum())
         return response, mask
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hugging Face folders: config.json, model*.safetensors, and the tokenizer's files, which are handed on as they are.
+
+# What tells the families apart, by the model_type of config.json; all else is one block.
+FAMILIES = {
+    "arcee": {},                                  # a block like our own small GPT's
+    "llama": {"gated": True},                     # SmolLM2 too
+    "mistral": {"gated": True},
+    "qwen2": {"gated": True, "qkv_bias": True},   # Qwen2.5 too
+    "qwen3": {"gated": True, "qk_norm": True},
+}
+# Our sizes in config.json.
+KEYS = {
+    "vocab_size": "vocab_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+    "n_embd": "hidden_size", "n_kv_head": "num_key_value_heads", "head_dim": "head_dim", "n_mlp": "intermediate_size",
+    "tied": "tie_word_embeddings", "eps": "rms_norm_eps",
+}
+# Our modules in model.safetensors. Matrices that read the same input are one here: one product, one launch.
+MODULES = {
+    "embed": ["model.embed_tokens"],
+    "attn_norm": ["input_layernorm"],
+    "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "q_norm": ["self_attn.q_norm"],
+    "k_norm": ["self_attn.k_norm"],
+    "attn_out": ["self_attn.o_proj"],
+    "mlp_norm": ["post_attention_layernorm"],
+    "mlp_in": ["mlp.gate_proj", "mlp.up_proj"],   # the latter alone where there is no gate
+    "mlp_out": ["mlp.down_proj"],
+    "norm": ["model.norm"],
+    "head": ["lm_head"],
+}
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Not copied from the source: the weights as they were, in whatever form.
+OLD_WEIGHTS = re.compile(r".*\.safetensors(\.index\.json)?$|pytorch_model|consolidated|.*\.gguf$")
+# The context where none is named and the folder promises more, which may be 131,072 positions.
+LONGEST = 4096
+
+
+@contextlib.contextmanager
+def about(folder):
+    """An error within becomes one line that names the folder."""
+    try:
+        yield
+    except KeyError as e:
+        raise ValueError(f"{folder}: config.json has no {e}; fetch it again")
+    except (AttributeError, RecursionError, TypeError, ValueError) as e:
+        # settings may be anything
+        raise ValueError(f"{folder}: {e}")
+
+
+def their_weights(model) -> dict:
+    """{name there: view of our parameter}: of "blocks.3.qkv.weight" the first rows are
+    "model.layers.3.self_attn.q_proj.weight". What is tied has both its names."""
+    c, theirs = model.config, {}
+    rows = {"qkv": [heads * c.head_dim for heads in (c.n_head, c.n_kv_head, c.n_kv_head)], "mlp_in": c.n_mlp}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        *block, module, kind = name.split(".")
+        parts = p.detach().split(rows.get(module, len(p)))
+        prefix = f"model.layers.{block[1]}." if block else ""
+        theirs |= {f"{prefix}{part}.{kind}": w for part, w in zip(MODULES[module][-len(parts) :], parts)}
+    return theirs
+
+
+def check_same(theirs, ours, tied):
+    """Raises ValueError for a tensor too many, too few, or of another shape."""
+    if more := theirs.keys() - ours.keys():
+        raise ValueError(f"{len(more)} tensors have no place in this class, such as {min(more)!r}; choose a model of "
+                         f"{', '.join(FAMILIES)} without them")
+    if less := ours.keys() - theirs.keys() - {HEAD if tied else None}:
+        raise ValueError(f"{len(less)} tensors are missing, such as {min(less)!r}; fetch all model*.safetensors again")
+    for name, w in theirs.items():
+        if w.shape != ours[name].shape:
+            raise ValueError(f"{name} has the shape {list(w.shape)}, and {list(ours[name].shape)} by config.json; "
+                             "fetch both again")
+    if tied and HEAD in theirs and not torch.equal(theirs[HEAD], theirs[EMBED]):
+        raise ValueError(f"{HEAD} is not the embedding, to which config.json ties it; set tie_word_embeddings to false")
+
+
+def read_config(folder, context=None) -> GPTConfig:
+    """config.json, as transformers 4 or 5 spells it. Raises ValueError for what would be another model."""
+    path = os.path.join(folder, "config.json")
+    if not os.path.isfile(path):
+        raise ValueError("no config.json there; name a folder that holds one, and model*.safetensors")
+    with open(path, encoding="utf-8") as f:
+        c = {"num_key_value_heads": None, "head_dim": None, "tie_word_embeddings": False} | json.load(f)
+    kind, quantised = c["model_type"], c.get("quantization_config")
+    family = FAMILIES.get(str(kind), {})
+    act = "silu" if family.get("gated") else "relu2"
+    rope = {"rope_theta": c.get("rope_theta", 10_000.0)} | (c.get("rope_scaling") or c.get("rope_parameters") or {})
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    for what, value, known, remedy in (
+        ("model_type", kind, tuple(FAMILIES), "choose a model of these families"),
+        ("quant_method", quantised and quantised.get("quant_method", "some"), (None,), "fetch what was quantised"),
+        ("rope_type", scaling, ("default", "llama3"), "choose a model without it"),
+        ("hidden_act", c["hidden_act"], (act,), "choose a model with that"),
+    ):
+        if value not in known:
+            raise ValueError(f"{what} is {value!r}, and can be {' or '.join(map(str, known))} here; {remedy}")
+    longest = c["max_position_embeddings"]
+    context = context or min(longest, LONGEST)
+    # Qwen names a window that it does not use; Mistral's, where it names none, is 4096, as transformers reads it
+    window = c.get("sliding_window", 4096) if c.get("use_sliding_window", kind == "mistral") else None
+    for what, most in ("max_position_embeddings", longest), ("sliding_window", window or context):
+        if context > most:
+            raise ValueError(f"{what} is {most}, less than the context of {context}; ask for {most}")
+    stretch = {key: rope[key] for key in STRETCH} if scaling == "llama3" else None
+    sizes = {ours: c[key] for ours, key in KEYS.items()}
+    return GPTConfig(**sizes, **family, context=context, theta=rope["rope_theta"], rope=stretch)
+
+
+def their_config(config, dtype) -> dict:
+    """A config.json for a model that was read from none, as our own. Raises ValueError where no family is like it."""
+    traits = {trait: True for trait in ("gated", "qkv_bias", "qk_norm") if getattr(config, trait)}
+    kind = next((kind for kind, family in FAMILIES.items() if family == traits), None)
+    if kind is None:
+        raise ValueError(f"no family has {' and '.join(traits)} alone; choose the traits of one: {', '.join(FAMILIES)}")
+    return {key: getattr(config, ours) for ours, key in KEYS.items()} | {
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+        "model_type": kind,
+        "hidden_act": "silu" if config.gated else "relu2",
+        "max_position_embeddings": config.context,
+        "rope_theta": config.theta,
+        "rope_scaling": config.rope and {"rope_type": "llama3", **config.rope},
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        # else transformers takes its family's
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def read_weights(folder) -> dict:
+    """{name: tensor} of all model*.safetensors of a folder, mapped and not read. Raises ValueError."""
+    weights = {}
+    for file in sorted(os.listdir(folder)):
+        if file.startswith("model") and file.endswith(".safetensors"):
+            part = read_safetensors(os.path.join(folder, file))
+            if twice := weights.keys() & part.keys():
+                raise ValueError(f"{file} holds {min(twice)!r} a second time; keep the files of one version")
+            weights |= part
+    # old folders of Llama store the rotary periods
+    return {name: weight for name, weight in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def read_safetensors(path) -> dict:
+    """{name: tensor} of one file, mapped and not read. Raises ValueError.
+
+    The format (https://huggingface.co/docs/safetensors): 8 bytes that hold n, little-endian; n bytes of JSON,
+    {name: {"dtype", "shape", "data_offsets": [begin, end]}}; the tensors' bytes.
+    """
+    size, file, weights = os.path.getsize(path), os.path.basename(path), {}
+    with open(path, "rb") as f:
+        start = 8 + int.from_bytes(f.read(8), "little")
+        header = f.read(start - 8) if start <= size else b""
+    try:
+        header = json.loads(header)
+        header.pop("__metadata__", None)
+        others = [f"{name!r} is of type {t['dtype']!r}" for name, t in header.items() if t["dtype"] not in DTYPES]
+        if start + max(t["data_offsets"][1] for t in header.values()) != size:
+            raise EOFError
+        data = torch.from_file(str(path), size=size, dtype=torch.uint8)[start:]
+        for name, t in header.items() if not others else ():
+            begin, end = t["data_offsets"]
+            dtype, weight = DTYPES[t["dtype"]], data[begin:end]
+            # not all programs align what they write
+            weight = weight.clone() if (start + begin) % dtype.itemsize else weight
+            weights[name] = weight.view(dtype).view(t["shape"])
+    except Exception:
+        # a damaged header may be anything
+        raise ValueError(f"{file}: {size} bytes, which its header does not fit; fetch the file again")
+    if others:
+        raise ValueError(f"{file}: {others[0]}, and can be {' or '.join(DTYPES)} here; fetch what was quantised")
+    return weights
+
+
+def write_safetensors(path, weights, types):
+    """The tensors that `types` names, each in its type there, converted one at a time."""
+    kinds, header, end = {dtype: kind for kind, dtype in DTYPES.items()}, {"__metadata__": {"format": "pt"}}, 0
+    if unknown := set(types.values()) - kinds.keys():
+        raise ValueError(f"cannot be written as {unknown.pop()}; choose float32, float16 or bfloat16")
+    # wide types first: each tensor then begins at a multiple of its type's bytes
+    types = dict(sorted(types.items(), key=lambda item: -item[1].itemsize))
+    for name, dtype in types.items():
+        begin, end = end, end + weights[name].numel() * dtype.itemsize
+        header[name] = {"dtype": kinds[dtype], "shape": list(weights[name].shape), "data_offsets": [begin, end]}
+    header = json.dumps(header).encode()
+    header += b" " * (-len(header) % 8)
+    with open(path, "wb") as f:
+        f.write(len(header).to_bytes(8, "little") + header)
+        for name, dtype in types.items():
+            f.write(weights[name].to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy())
+        f.flush()
+        os.fsync(f.fileno())
