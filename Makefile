@@ -1,6 +1,9 @@
 # make demo      pretrain a small GPT, write ten tasks as files, teach them by three methods, print a table, draw a picture
 # make test      the form of the code, and all tests
 # make evidence  every run behind the figures of lab/README.md, two at a time (hours; QUICK=1: minutes), and the figures again
+#
+# SEED draws the world; OUT is the folder of the runs; BASE, WORLD and ARGS are further options of lab/pretrain.py, lab/world.py
+# and train.py. On a machine that has other work: make demo BASE="--threads 1"
 SEED ?= 0
 OUT ?= out/demo
 BASE ?=

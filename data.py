@@ -2,8 +2,10 @@
 
 Everything is text. A row of a file becomes an `Example`; a tokenizer makes the student's prompt of it and the
 teacher's, which is the same behind a demonstration; a grader says how right an answer is; `collate` makes tensors.
-What cannot be used is refused before anything is trained. Left out: everything that does not fit into memory. The
-small world that is taught in `make demo` comes as files too, from lab/world.py.
+What cannot be used is refused before anything is trained. Left out: everything that does not fit into memory.
+
+The way of a row: read_examples, into_tasks and WordTokenizer.learn (called by train.read_lessons), collate (by
+train.learn), then sdft.sdft_step, on_policy_loss, score. The small world comes as files too, from lab/world.py.
 """
 import codecs
 import json

@@ -203,6 +203,9 @@ def changes(result) -> str:
     R, kinds = result["R"], result["base_by_kind"]
     rows = [(f"new: {name}", R[j][j], R[j + 1][j], R[-1][j]) for j, name in enumerate(result["tasks"])]
     rows += [(f"kept: {name}", kinds[0][name], float("nan"), kinds[-1][name]) for name in kinds[0]]
+    beside = result.get("neighbours") or [float("nan")]
+    if not np.isnan(beside[0]):
+        rows.append(("neighbours", beside[0], float("nan"), beside[-1]))
     lines = [f"{'task':32s} {'before':>8s} {'learned':>8s} {'now':>8s}"]
     for name, *figures in rows:
         cells = [f"{x:8.2f}".replace("nan", "  –") for x in figures]

@@ -305,8 +305,8 @@ class GPT(nn.Module):
             response[:, i] = torch.where(alive, token, end)
             mask[:, i] = alive
             alive = alive & (token != end)
+            # a CPU-GPU sync point
             if i + 1 == n_new or not alive.any():
-                # a CPU-GPU sync point
                 break
             x = step(response[:, i : i + 1], (length + i)[:, None])[:, 0]
         return response[:, : i + 1], mask[:, : i + 1]

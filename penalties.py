@@ -1,8 +1,8 @@
 """Penalties: what holds the student to what it could do before. Baselines of SFT, and self-replay for SDFT.
 
 A penalty is a class of a few lines with the name that the literature uses: `begin` remembers as a task begins, `loss`
-is added to the loss of a step, `pull_back` follows the optimiser's step. A new one is a class here and a word in
-PENALTIES. Only replay stores data. Shapes: B batch, P prompt, R response, n dreams.
+is added to the loss of a step, `pull_back` follows the optimiser's step. A new one is a class here, with a
+strength of its own, and a word in PENALTIES. Only replay stores data. Shapes: B batch, P prompt, R response, n dreams.
 """
 import random
 

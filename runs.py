@@ -280,7 +280,8 @@ def load_checkpoint(path) -> dict:
         whole = {"settings", "model", "tokenizer", "student", "teacher"} <= state.keys()
     except FileNotFoundError:
         folder = os.path.dirname(path) or "."
-        raise BadInput(f"{path}: no such checkpoint; make one with: python lab/pretrain.py --out {folder}")
+        raise BadInput(f"{path}: no such checkpoint; check the path, or make a base model with: python lab/pretrain.py "
+                       f"--out {folder}")
     except Exception as e:
         # bytes that are no checkpoint raise whatever they mean to pickle
         raise BadInput(f"{path}: not a checkpoint, or damaged ({type(e).__name__}); restore it, or remove it and train "

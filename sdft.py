@@ -85,7 +85,8 @@ def on_policy_loss(student, teacher, batch, rows, response, mask, divergence="fo
     scalar. linear: from hidden states, in chunks of tokens, so that the logits of a large vocabulary are never whole.
     """
     # 2. The same answer behind two prompts: the bare one, and the one with the demonstration.
-    response, mask, n_tokens = response[rows], mask[rows], mask.sum()
+    n_tokens = mask.sum()
+    response, mask = response[rows], mask[rows]
     student_out = score(student, batch.prompt[rows], batch.length[rows], response, return_hidden=linear)
     with torch.no_grad():
         teacher_out = score(teacher, batch.demo_prompt[rows], batch.demo_length[rows], response, return_hidden=linear)

@@ -199,7 +199,7 @@ def learn(config: Config, run) -> dict:
     result = result_of(run)
     path = os.path.join(os.path.dirname(run.path), "result.json")
     write_json(path, result)
-    log.say("\n" + changes(result))
+    log.say("what was learned, and what is left:\n" + changes(result))
     log.say(f"wrote {path}")
     return result
 

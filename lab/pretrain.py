@@ -176,7 +176,7 @@ def pretrain(model, world, config, log, saved=None, keep=None):
         if step % 10 == 9 or step == n - 1:
             each = log.seconds() / (step + 1 - begin)
             log.progress(f"step {step + 1}/{n} loss {loss.item():.3f} | {tokens.numel() / each:,.0f} tokens/s | "
-                         f"{each * (n - step - 1):.0f} s left", due=(step + 1) % 100 == 0 or step == n - 1)
+                         f"{each * (n - step - 1):.0f} s left", due=(step + 1) % 100 == 0 or step in (9, n - 1))
         if keep and (log.stop or (step + 1) % config.save_every == 0):
             states = [optimizer.state_dict() for optimizer in optimizers]
             keep({"step": step + 1, "count": count, "optimizers": states, **random_states(rng)})
