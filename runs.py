@@ -228,34 +228,42 @@ def read_json(path):
         return json.load(f)
 
 
-def write_json(path, value):
+@contextlib.contextmanager
+def replacing(path, mode="w", **how):
+    """A file to write into, which takes the place of `path` when it is whole."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     part = f"{path}.{os.getpid()}.part"
     try:
-        with open(part, "w") as f:
-            json.dump(value, f, indent=1)
-            f.write("\n")
+        with open(part, mode, **how) as f:
+            yield f
         os.replace(part, path)
     finally:
         if os.path.exists(part):
             os.remove(part)
+
+
+def write_json(path, value):
+    with replacing(path) as f:
+        json.dump(value, f, indent=1)
+        f.write("\n")
 
 
 def save(path, value):
     """A checkpoint: tensors and plain values."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    buffer, part = io.BytesIO(), f"{path}.{os.getpid()}.part"
+    buffer = io.BytesIO()
     # in memory first: writing then fails with a plain OSError
     torch.save(value, buffer)
-    try:
-        with open(part, "wb") as f:
-            f.write(buffer.getbuffer())
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+    with replacing(path, "wb") as f:
+        f.write(buffer.getbuffer())
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def remove(folder, *names):
+    """What an older run has left in a folder, so that nobody takes it for a newer one's."""
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(folder, name))
 
 
 def checkpoint_path(path) -> str:

@@ -28,9 +28,9 @@ from data import GRADERS, OF_RETURNS, WordTokenizer, check_shown, collate, grade
 from eval import Probe, changes, continual_metrics, load_model, mean
 from model import GPT, Sampler, frozen_copy
 from penalties import PENALTIES, Penalty
-from runs import (MANY, BadInput, Log, check_options, check_out, checkpoint_path, ends_in_one_line, find_device, flag,
-                  given_options, load_checkpoint, locked, option, provenance, random_states, save, set_random_states,
-                  set_up_machine, write_json)
+from runs import (MANY, BadInput, Log, check_options, check_out, checkpoint_path, ends_in_one_line, find_device,
+                  flag, given_options, load_checkpoint, locked, option, provenance, random_states, remove, save,
+                  set_random_states, set_up_machine, write_json)
 
 SDFT = {"method": ["sdft"]}       # the options that mean something there alone
 TEXT_GRADERS = [name for name in GRADERS if name not in OF_RETURNS]
@@ -588,10 +588,8 @@ def main(argv=None):
     resume = f"python train.py --out {shlex.quote(config.out)} --resume"
     with ends_in_one_line(config.out, go_on=resume), locked(config.out):
         if not config.resume:
-            # what an older run has left: after a kill, --resume would go on
-            for name in ("checkpoint.pt", "result.json", START):
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(os.path.join(config.out, name))
+            # after a kill, --resume would go on with an older run
+            remove(config.out, "checkpoint.pt", "result.json", START)
         learn(config, begin(config, lessons))
 
 

@@ -26,7 +26,7 @@ sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from eval import continual_metrics
 from evidence import ABLATION, EXPERIMENTS, READING, SIZES
 from pretrain import AT_MOST, GATES
-from runs import BadInput, ends_in_one_line, read_json, write_json
+from runs import BadInput, ends_in_one_line, read_json, replacing, write_json
 
 NAN = float("nan")
 POINT = 0.01
@@ -884,9 +884,8 @@ def write_readme(readme, results="results"):
         return f"<!-- {name} -->\n{make(read_result(results, source))}\n<!-- end -->"
 
     new = re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
-    with open(readme + ".part", "w") as f:
+    with replacing(readme) as f:
         f.write(new)
-    os.replace(readme + ".part", readme)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ import pretrain
 import train
 import world
 from eval import draw, read_runs
-from runs import BadInput, ends_in_one_line, load_checkpoint, read_json
+from runs import BadInput, ends_in_one_line, load_checkpoint, read_json, replacing
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The plan. A run's options are those of train.py and, mixed with them, those of lab/world.py for its files and of
@@ -320,9 +320,8 @@ def gather(root, results):
         return
     about = about or {k: read_json(path)[k] for k in ("versions", "machine")}
     lines = ",\n".join(json.dumps(rows[key]) for key in order if key in rows)
-    with open(path + ".part", "w") as f:
+    with replacing(path) as f:
         f.write(json.dumps({"command": "python lab/evidence.py", **about})[:-1] + f', "runs": [\n{lines}\n]}}\n')
-    os.replace(path + ".part", path)
     folder = os.path.join(root, "twenty", "0")
     if all(os.path.exists(os.path.join(folder, name, "result.json")) for name in PICTURE):
         drawn = {name: found for name, found in read_runs(folder).items() if name in PICTURE}

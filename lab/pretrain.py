@@ -6,7 +6,6 @@ The folder is its own cache: what was made with the same settings and the same c
 again, and what was stopped goes on. At the end the gates tell whether the model can do what it
 needs before it can teach itself anything. Left out: any text but the world's.
 """
-import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -24,8 +23,8 @@ from data import Example, grade
 from eval import accuracy, answers, mean
 from model import GPT, GPTConfig
 from runs import (MANY, BadInput, Log, check_options, check_out, checkpoint_path, ends_in_one_line, find_device,
-                  given_options, load_checkpoint, locked, option, provenance, random_states, save, set_random_states,
-                  set_up_machine, write_json)
+                  given_options, load_checkpoint, locked, option, provenance, random_states, remove, save,
+                  set_random_states, set_up_machine, write_json)
 from world import World, well_formed
 
 # What a base model must be able to do: at least this share (without a demonstration: at most).
@@ -244,10 +243,8 @@ def base_model(config) -> dict:
     made = made_by(config, world)
     saved = found_in(path, made)
     if not saved:
-        # what an older one has left: nobody must start from it while this one is made
-        for name in ("checkpoint.pt", "gates.json"):
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(config.out, name))
+        # nobody must start from an older one while this one is made
+        remove(config.out, "checkpoint.pt", "gates.json")
     log = Log(config.out, "base", {"settings": dataclasses.asdict(config)} | provenance(), saved.get("log_bytes", 0))
     if "gates" in saved:
         log.say(f"{path}: made before")

@@ -23,7 +23,7 @@ from itertools import islice, permutations, product
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import (ACTIONS, EXPERT_WORDS, OWN_OPENERS, RETURNS, SPECIAL, Example, Task,
                   WordTokenizer, content, in_own_voice)
-from runs import MANY, check_options, check_out, ends_in_one_line, given_options, option
+from runs import MANY, check_options, check_out, ends_in_one_line, given_options, option, replacing
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Words.
@@ -378,7 +378,7 @@ def row(example, own, **more) -> dict:
 
 
 def write_rows(path, rows):
-    with open(path, "w", encoding="utf-8") as f:
+    with replacing(path, encoding="utf-8") as f:
         f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
 
 
