@@ -44,6 +44,8 @@ class WordTokenizer:
         self.encoding = tiktoken.Encoding("minsdft", pat_str=pieces, mergeable_ranks=ranks, special_tokens=special)
         self.n_vocab = self.encoding.n_vocab
         self.ask, self.answer, self.demo, self.end = (special[token] for token in SPECIAL)
+        # what stands before a prompt's text and behind it
+        self.header, self.footer = [self.ask], [self.answer]
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text (special tokens spelled out in it stay text), with the one leading space."""
@@ -470,7 +472,7 @@ class Batch:
 
     prompt (B, P), length (B,): the bare prompts. demo_prompt (B, Q), demo_length (B,): the same behind their
     demonstration. response (B, R), response_mask (B, R): the demonstrations up to and including the end token, the
-    targets of SFT.
+    targets of SFT. other_prompt (B, O), other_length (B,), for a contrast: the same behind another one's response.
     """
 
     prompt: torch.Tensor
@@ -479,6 +481,8 @@ class Batch:
     demo_length: torch.Tensor
     response: torch.Tensor
     response_mask: torch.Tensor
+    other_prompt: torch.Tensor | None = None
+    other_length: torch.Tensor | None = None
 
     @property
     def room(self) -> int:
@@ -486,7 +490,8 @@ class Batch:
         return max(16, self.response.shape[1] + 2)
 
     def to(self, device):
-        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        tensors = (getattr(self, f.name) for f in fields(self))
+        return Batch(*(t if t is None else t.to(device) for t in tensors))
 
 
 def pad(rows: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -499,8 +504,12 @@ def pad(rows: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]
     return torch.tensor([r + [filler] * (longest - len(r)) for r in rows]), torch.tensor([len(r) for r in rows])
 
 
-def collate(examples: list[Example], tokenizer, shown: list[list[Example]] | None = None) -> Batch:
-    """The batch of some examples, for the teacher each behind its own demonstration, or behind those of `shown`."""
+def collate(examples: list[Example], tokenizer, shown: list[list[Example]] | None = None,
+            against: list[Example] | None = None) -> Batch:
+    """The batch of some examples, for the teacher each behind its own demonstration, or behind those of `shown`.
+
+    against: for a contrast, of each example another one, whose response takes the place of its own.
+    """
     shown = [[e] for e in examples] if shown is None else shown
     end = tokenizer.end
     bare = [tokenizer.prompt(e.prompt) for e in examples]
@@ -508,5 +517,9 @@ def collate(examples: list[Example], tokenizer, shown: list[list[Example]] | Non
     responses = [[*tokenizer.encode(e.response), end] for e in examples]
     response, n = pad(responses, end)
     mask = torch.arange(response.shape[1]) < n[:, None]
-    return Batch(*pad(bare, end), *pad(behind, end), response, mask)
+    batch = Batch(*pad(bare, end), *pad(behind, end), response, mask)
+    if against is not None:
+        others = [tokenizer.prompt(e.prompt, (e.prompt, other.response)) for e, other in zip(examples, against)]
+        batch.other_prompt, batch.other_length = pad(others, end)
+    return batch
 

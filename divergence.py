@@ -378,6 +378,18 @@ def distill_loss(student_logits, teacher_logits, mask, divergence="forward", bet
 # ---------------------------------------------------------------------------------------------------------------------
 # The same loss from hidden states: the head's product and the divergence, a chunk of tokens at a time.
 
+def contrasted(contrast, shown, bare=None, other=None):
+    """The teacher's logits (..., V) with less of what its template alone says, in fp32; `shown` itself at contrast 0.
+
+    shown + contrast [log p(y | bare prompt) - log p(y | another demonstration)], the bracket cut at 3 nats either way:
+    a token that one of the two all but rules out must not decide. The softmax of the result is the target.
+    """
+    if not contrast:
+        return shown
+    bracket = bare.float().log_softmax(-1) - other.float().log_softmax(-1)
+    return shown.float() + contrast * bracket.clamp(-3, 3)
+
+
 def matmul_fp32(a, b):
     """a @ b in fp32 out of bf16 factors. Logits in bf16 would cost most of the gradient where the models are close."""
     if a.dtype in (torch.float32, torch.float64):
@@ -389,11 +401,12 @@ def matmul_fp32(a, b):
 
 @torch.library.custom_op("sdft::linear_divergence", mutates_args=())
 def linear_divergence_op(student_hidden: torch.Tensor, student_head: torch.Tensor, teacher_hidden: torch.Tensor,
-                         teacher_head: torch.Tensor, weight: torch.Tensor, divergence: str, beta: float,
-                         chunk: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+                         teacher_head: torch.Tensor, weight: torch.Tensor, divergence: str, beta: float, chunk: int,
+                         contrast: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The sum of the divergences of N tokens, each times its weight, and its gradients in the student's two.
 
-    hidden (N, D), heads (V, D), weight (N,) in fp32 or float64 -> scalar, (N, D), (V, D).
+    hidden (N, D), the teacher's (1, N, D) or, for a contrast, (3, N, D); heads (V, D), weight (N,) in fp32 or float64
+    -> scalar, (N, D), (V, D).
     """
     V, dtype = len(student_head), student_head.dtype
     total = weight.new_zeros(())
@@ -404,7 +417,7 @@ def linear_divergence_op(student_hidden: torch.Tensor, student_head: torch.Tenso
         for rows in weight.nonzero()[:, 0].split(chunk):
             hidden = student_hidden[rows]                     # (chunk, D)
             logits = matmul_fp32(hidden, student_head.T)      # (chunk, V)
-            target = matmul_fp32(teacher_hidden[rows], teacher_head.T)
+            target = contrasted(contrast, *(matmul_fp32(h[rows], teacher_head.T) for h in teacher_hidden))
 
             loss, saved = divergence_op(logits, target, divergence, beta, 1.0, V)
             total += (loss * weight[rows]).sum()
@@ -417,7 +430,7 @@ def linear_divergence_op(student_hidden: torch.Tensor, student_head: torch.Tenso
 
 
 @linear_divergence_op.register_fake
-def _(student_hidden, student_head, teacher_hidden, teacher_head, weight, divergence, beta, chunk):
+def _(student_hidden, student_head, teacher_hidden, teacher_head, weight, divergence, beta, chunk, contrast):
     return weight.new_empty(()), torch.empty_like(student_hidden), torch.empty_like(student_head)
 
 
@@ -430,21 +443,22 @@ def scale_gradients(ctx, g, *_):
     # Gradients are recorded here only for create_graph=True.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         refuse_second_derivative(ctx)
-    return *(x * g for x in ctx.saved_tensors), *[None] * 6
+    return *(x * g for x in ctx.saved_tensors), *[None] * 7
 
 
 linear_divergence_op.register_autograd(scale_gradients, setup_context=save_gradients)
 
 
 def linear_distill_loss(student_hidden, student_head, teacher_hidden, teacher_head, mask, divergence="forward",
-                        beta=0.5, chunk=256, denominator=None):
+                        beta=0.5, chunk=256, denominator=None, contrast=0.0, bare=None, other=None):
     """distill_loss(student_hidden @ student_head.T, teacher_hidden @ teacher_head.T, mask), the logits never whole.
 
     Hidden states (..., D) and heads (V, D) of any float type, mask (...) of bools or numbers -> scalar in fp32 (float64
     for float64). The teacher's D may be its own. There are never more than `chunk` rows of logits; they are fp32 even
     where the factors are bf16. The gradients are made in the forward pass, while a chunk's logits exist; backward only
     scales them. Differentiable once, in the student's two; tokens masked out are skipped. Options out of range raise
-    ValueError, a second derivative raises RuntimeError.
+    ValueError, a second derivative raises RuntimeError. contrast: as in `contrasted`, which needs the teacher's hidden
+    states behind the bare prompt and behind another demonstration.
     """
     check_options(divergence, beta, 1.0)
     mask = mask.flatten().bool()
@@ -454,6 +468,8 @@ def linear_distill_loss(student_hidden, student_head, teacher_hidden, teacher_he
     weight = (mask / denominator).to(torch.promote_types(dtype, torch.float32))
 
     student = student_hidden.flatten(0, -2), student_head.to(dtype)
-    teacher = teacher_hidden.detach().flatten(0, -2), teacher_head.detach().to(teacher_hidden.dtype)
-    loss, *_ = linear_divergence_op(*student, *teacher, weight, divergence, float(beta), chunk)
+    needed = [teacher_hidden, bare, other] if contrast else [teacher_hidden]
+    hidden = torch.stack([h.detach().flatten(0, -2) for h in needed])
+    teacher = hidden, teacher_head.detach().to(teacher_hidden.dtype)
+    loss, *_ = linear_divergence_op(*student, *teacher, weight, divergence, float(beta), chunk, float(contrast))
     return loss

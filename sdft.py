@@ -12,6 +12,15 @@ Differences from the paper (P) and from the official code (C), all of them:
  4. `alpha` mixes in the supervised loss on the demonstration (P and C: 0). At alpha = 1 nothing is sampled: it is SFT.
  5. The teacher is watched: how often it answers a demonstration rightly is measured; if that falls, a guard rolls back.
  6. `penalty` adds a loss of one's own; penalties.py uses it for self-replay and for the baselines.
+ 7. `contrast` c is our extension (P and C: 0). Shown a demonstration, a teacher also says what any demonstration makes
+    it say ("The answer to this question is ..."), and that is learned first. Shown that of another prompt it has the
+    same habit without the information. So the target is the softmax of
+
+        log p(y | demo, x) + c [log p(y | x) - log p(y | other demo, x)],    the bracket cut at 3 nats either way,
+
+    all from the teacher's weights. Where the demonstration says nothing the target is the bare teacher, and nothing
+    moves (c = 1). Its relatives are rules of decoding: classifier-free guidance, contrastive decoding (Li et al. 2022),
+    context-aware decoding (Shi et al. 2023); as a target of self-distillation we know of no earlier use.
 
 Shapes: B batch, P prompt, R response, V vocabulary, D width, N tokens.
 """
@@ -20,18 +29,19 @@ import math
 import torch
 import torch.nn.functional as F
 
-from divergence import distill_loss, linear_distill_loss
+from divergence import contrasted, distill_loss, linear_distill_loss
 
 
 def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward", beta=0.5, alpha=0.0, ema_decay=0.98,
-              penalty=None, micro_batch=None, clip=1.0, linear=False, loss_fn=None):
+              contrast=0.0, penalty=None, micro_batch=None, clip=1.0, linear=False, loss_fn=None):
     """One step of SDFT: sample, score twice, KL, step, EMA.
 
     student, teacher: modules with model(tokens (B, T), at=(B, R)) -> logits (B, R, V).
     batch: prompt, demo_prompt (B, P) int64 padded on the right, length, demo_length (B,), response (B, R), its mask.
     sample(student, prompt, length) -> response (B, R) int64, mask (B, R) bool, at temperature 1.
     divergence: "forward" KL(teacher ‖ student), "reverse" KL(student ‖ teacher), or "jsd", in which beta is the
-    teacher's weight. alpha: share of the supervised loss. ema_decay: what the teacher keeps of its weights.
+    teacher's weight. alpha: share of the supervised loss. ema_decay: what the teacher keeps of its weights. contrast: c
+    above; the batch then has other_prompt and other_length too.
     penalty(student) -> scalar, trained on as well. clip: largest norm of the gradient.
     micro_batch: rows scored at once; the gradient is that of the whole batch. linear: the loss from hidden states, in
     chunks. loss_fn: takes the place of on_policy_loss below, such as that function compiled.
@@ -50,7 +60,7 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
     for rows in torch.arange(B, device=batch.prompt.device).split(micro_batch or B):
         loss = 0.0
         if alpha < 1:
-            distilled = loss_fn(student, teacher, batch, rows, response, mask, divergence, beta, linear)
+            distilled = loss_fn(student, teacher, batch, rows, response, mask, divergence, beta, linear, contrast)
             loss = (1 - alpha) * distilled
         if alpha > 0:
             logits = score(student, batch.prompt[rows], batch.length[rows], batch.response[rows])
@@ -78,7 +88,8 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
             "sampled": sampled, "tokens": sampled or int(batch.response_mask.sum())}
 
 
-def on_policy_loss(student, teacher, batch, rows, response, mask, divergence="forward", beta=0.5, linear=False):
+def on_policy_loss(student, teacher, batch, rows, response, mask, divergence="forward", beta=0.5, linear=False,
+                   contrast=0.0):
     """The student's answers, scored by both and compared token by token: summed over some rows / the batch's tokens.
 
     rows (B',) int64: which rows of the batch; response (B, R) int64 and mask (B, R) bool: what was sampled. Returns a
@@ -88,13 +99,16 @@ def on_policy_loss(student, teacher, batch, rows, response, mask, divergence="fo
     n_tokens = mask.sum()
     response, mask = response[rows], mask[rows]
     student_out = score(student, batch.prompt[rows], batch.length[rows], response, return_hidden=linear)
+    seen = [(batch.demo_prompt, batch.demo_length)]
+    if contrast:
+        seen += [(batch.prompt, batch.length), (batch.other_prompt, batch.other_length)]
     with torch.no_grad():
-        teacher_out = score(teacher, batch.demo_prompt[rows], batch.demo_length[rows], response, return_hidden=linear)
+        shown, *rest = (score(teacher, prompt[rows], n[rows], response, return_hidden=linear) for prompt, n in seen)
     # 3. The divergence of the two next-token distributions, exact over the vocabulary.
     if linear:
-        return linear_distill_loss(student_out, student.head.weight, teacher_out, teacher.head.weight, mask,
-                                   divergence, beta, denominator=n_tokens)
-    return distill_loss(student_out, teacher_out, mask, divergence, beta, denominator=n_tokens)
+        return linear_distill_loss(student_out, student.head.weight, shown, teacher.head.weight, mask, divergence, beta,
+                                   256, n_tokens, contrast, *rest)
+    return distill_loss(student_out, contrasted(contrast, shown, *rest), mask, divergence, beta, denominator=n_tokens)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The method: the step, its gradients, the alignment of the two prompts, the teacher."""
 import ast
 import copy
+import dataclasses
 import math
 import os
 
@@ -278,27 +279,73 @@ def test_the_step_learns_from_a_better_informed_teacher(batch):
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("divergence, linear", [("forward", False), ("jsd", True)])
+@pytest.mark.parametrize("divergence, linear, contrast", [("forward", False, 0.0), ("jsd", True, 0.0),
+                                                          ("forward", False, 0.7), ("forward", True, 0.7)])
 @torch._dynamo.config.patch(error_on_recompile=True)
-def test_student_step_compiles_whole_and_only_once_for_all_lengths(world, divergence, linear):
+def test_student_step_compiles_whole_and_only_once_for_all_lengths(world, divergence, linear, contrast):
     """fullgraph: no graph break. dynamic: no second compilation when answers and prompts have other lengths."""
     torch.fx.experimental._config.use_duck_shape = False
     torch._dynamo.reset()
     student, teacher, _ = models()
     compiled = torch.compile(sdft.on_policy_loss, fullgraph=True, dynamic=True, backend="aot_eager")
     for i, task in enumerate(world.stream(5, 16, 8)):
-        batch = collate(task.train[: 8 + i], world.tokenizer)
+        rows = task.train[: 8 + i]
+        batch = collate(rows, world.tokenizer, against=rows[1:] + rows[:1])
         response, mask = sample(student, batch.prompt, batch.length)
         rows = torch.arange(len(response))
         losses, grads = [], []
         for loss in (sdft.on_policy_loss, compiled):
             student.zero_grad()
-            losses.append(loss(student, teacher, batch, rows, response, mask, divergence, 0.5, linear))
+            losses.append(loss(student, teacher, batch, rows, response, mask, divergence, 0.5, linear, contrast))
             losses[-1].backward()
             grads.append([p.grad.clone() for p in student.parameters()])
         torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-7)
         for a, b in zip(*grads):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def contrasted_batch(world):
+    rows = world.stream(1, 16, 8)[0].train[:8]
+    return collate(rows, world.tokenizer, against=rows[1:] + rows[:1])
+
+
+def test_contrast_by_hand_on_three_tokens():
+    shown, bare, other = (torch.tensor(p).log() for p in ([0.5, 0.25, 0.25], [0.2, 0.4, 0.4], [0.4, 0.4, 0.2]))
+    target = sdft.contrasted(2.0, shown, bare, other).softmax(-1)
+    by_hand = torch.tensor([0.5 * 0.5**2, 0.25, 0.25 * 2**2])
+    torch.testing.assert_close(target, by_hand / by_hand.sum())
+    # what the other demonstration all but rules out gains a factor of e^3 and no more
+    cut = sdft.contrasted(1.0, shown, bare, torch.tensor([0.5, 0.5, 1e-9]).log()).softmax(-1)
+    assert cut[2] / shown.exp()[2] / (cut[0] / shown.exp()[0]) == pytest.approx(math.exp(3) / (0.2 / 0.5), rel=1e-4)
+    assert sdft.contrasted(0.0, shown) is shown
+
+
+def test_contrast_of_a_demonstration_with_itself_moves_nothing(contrasted_batch):
+    """What any demonstration says is not learned; and it is learned without contrast, or from two that differ."""
+    same = dict(other_prompt=contrasted_batch.demo_prompt, other_length=contrasted_batch.demo_length)
+    same = dataclasses.replace(contrasted_batch, **same)
+
+    def grad_norm(batch, contrast):
+        student, _, optimizer = models()
+        with torch.no_grad():
+            student.head.weight.mul_(0.05)                 # no bracket of 3 nats
+        teacher = copy.deepcopy(student).requires_grad_(False)
+        return sdft.sdft_step(student, teacher, optimizer, batch, sample, contrast=contrast)["grad_norm"]
+
+    others = grad_norm(same, 0.0), grad_norm(contrasted_batch, 1.0)
+    assert grad_norm(same, 1.0) < 1e-3 * min(others) and min(others) > 1e-3
+
+
+@pytest.mark.parametrize("options", [{"micro_batch": 3}, {"linear": True}, {"linear": True, "micro_batch": 3}])
+@pytest.mark.parametrize("divergence", ["forward", "reverse"])
+def test_contrast_in_parts_and_chunks_is_the_whole(contrasted_batch, options, divergence):
+    whole = gradients(contrasted_batch, contrast=0.7, divergence=divergence)
+    parts = gradients(contrasted_batch, contrast=0.7, divergence=divergence, **options)
+    assert parts[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)
+    assert parts[0]["loss"] != pytest.approx(gradients(contrasted_batch, divergence=divergence)[0]["loss"], rel=1e-2)
+    for name, g in whole[1].items():
+        torch.testing.assert_close(parts[1][name], g, rtol=1e-3, atol=1e-5)
 
 
 def test_linear_step_has_the_gradient_of_the_whole_one(batch):
