@@ -15,21 +15,25 @@ import numpy as np
 import torch
 
 import sdft
+from chat import OFFICIAL, ChatTokenizer
 from data import VOICED, WordTokenizer, collate, grade, in_own_voice, into_tasks, read_examples
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, bf16_copy
 from runs import BadInput, ends_in_one_line, load_checkpoint, printable, read_json, write_json
+
+OPEN = 64                         # tokens that the answer to an open prompt may have
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One model, some examples.
 
 
-def answers(model, tokenizer, examples, shown=False, batch=256) -> list[str]:
-    """Greedy answers to the bare prompts, or to the prompts behind their demonstrations."""
+def answers(model, tokenizer, examples, shown=False, batch=256, room=0) -> list[str]:
+    """Greedy answers to the bare prompts, or to the prompts behind their demonstrations, of at most `room` tokens; 0: a
+    little more than the longest demonstration beside which one is made."""
     said = []
     for i in range(0, len(examples), batch):
         b = collate(examples[i : i + batch], tokenizer).to(model.head.weight.device)
         prompt, length = (b.demo_prompt, b.demo_length) if shown else (b.prompt, b.length)
-        response, _ = model.generate(prompt, length, b.room, tokenizer.end, temperature=0)
+        response, _ = model.generate(prompt, length, room or b.room, tokenizer.end, temperature=0)
         said += [tokenizer.decode(r) for r in response.tolist()]
     return said
 
@@ -46,16 +50,18 @@ def accuracy(model, tokenizer, examples, shown=False) -> float:
 class Drift:
     """Mean KL(base ‖ model) in nats a token, along the base's own greedy answers to the bare prompts.
 
-    The base answers once, as this is made: its logits for the N tokens of its answers (N, V) stay, on the CPU, and
-    the base itself need not. `model` in its place in a call is what it has become.
+    The base answers once, as this is made: what its head reads for the N tokens of its answers (N, D) and the head
+    (V, D) stay, on the CPU, and the base itself need not. `model` in its place in a call is what it has become. head: a
+    copy of the base's that others have too.
     """
 
-    def __init__(self, base, tokenizer, examples, most=64):
+    def __init__(self, base, tokenizer, examples, most=64, head=None):
         self.batch = None
         if examples:
             self.batch = collate(examples[:most], tokenizer)
             self.response, self.mask = self.answer(base, tokenizer)
-            self.logits = self.score(base).cpu()
+            self.hidden = self.score(base).cpu()
+            self.head = base.head.weight.detach().to("cpu", copy=True) if head is None else head
 
     def answer(self, base, tokenizer):
         batch = self.batch.to(base.head.weight.device)
@@ -65,35 +71,43 @@ class Drift:
     def score(self, model):
         device = model.head.weight.device
         batch, response, mask = (t.to(device) for t in (self.batch, self.response, self.mask))
-        return sdft.score(model, batch.prompt, batch.length, response)[mask]
+        return sdft.score(model, batch.prompt, batch.length, response, return_hidden=True)[mask]
 
+    @torch.no_grad()
     def __call__(self, model) -> float:
         if self.batch is None:
             return float("nan")
-        logits = self.score(model)
-        all_of_them = torch.ones(len(logits), device=logits.device)
-        return sdft.distill_loss(logits, self.logits.to(logits.device), all_of_them).item()
+        hidden, head = self.score(model), model.head.weight
+        base = self.hidden.to(hidden.device), self.head.to(hidden.device)
+        return sdft.linear_distill_loss(hidden, head, *base, torch.ones_like(hidden[:, 0])).item()
 
 
 class Probe:
     """What is measured before the first task and after each; NaN where there is nothing to measure.
 
     tasks: what is taught, in this order. keep: examples of what the model should still know, by their task. reading:
-    what it is asked behind a demonstration. neighbours: of facts that a task changes. base: the model before its
-    first task.
+    what it is asked behind a demonstration. neighbours: of facts that a task changes. open_prompts: without a right
+    answer; the words of the answers are counted. base: the model before its first task. bf16: answers are those of a
+    copy in bf16; drift is measured in fp32.
     """
 
-    def __init__(self, base, tokenizer, tasks, keep=(), reading=(), neighbours=()):
-        self.tokenizer, self.tasks = tokenizer, tasks
-        self.keep, self.reading, self.neighbours = keep, reading, neighbours
+    def __init__(self, base, tokenizer, tasks, keep=(), reading=(), neighbours=(), open_prompts=(), bf16=False):
+        self.tokenizer, self.tasks, self.bf16 = tokenizer, tasks, bf16
+        self.keep, self.reading, self.neighbours, self.open_prompts = keep, reading, neighbours, open_prompts
+        self.right_before = None                           # which of `keep`, before the first task
         self.kinds = np.array([e.task for e in keep])
-        self.drift_keep = Drift(base, tokenizer, keep)
-        self.drift_new = [Drift(base, tokenizer, task.test) for task in tasks]
+        head = base.head.weight.detach().to("cpu", copy=True)
+        self.drift_keep = Drift(base, tokenizer, [*keep, *open_prompts], head=head)
+        self.drift_new = [Drift(base, tokenizer, task.test, head=head) for task in tasks]
 
     def measure(self, model, learned: int) -> dict:
         """The figures of a model that has learned the first so many tasks."""
+        whole, model = model, bf16_copy(model) if self.bf16 else model
         said = answers(model, self.tokenizer, self.keep)
         right = np.array([grade(e, a) for e, a in zip(self.keep, said)])
+        if learned == 0:
+            self.right_before = (right == 1).tolist()
+        words = [len(text.split()) for text in answers(model, self.tokenizer, self.open_prompts, room=OPEN)]
         # all of the base; then what is seen, and the next
         asked = len(self.tasks) if learned == 0 else learned + 1
 
@@ -103,12 +117,14 @@ class Probe:
         return {
             "R": [right_of(task.test) if j < asked else float("nan") for j, task in enumerate(self.tasks)],
             "base_accuracy": mean(right),
+            "kept": mean(right[self.right_before]) if len(right) else float("nan"),
+            "open_words": mean(words),
             "base_by_kind": {kind: mean(right[self.kinds == kind]) for kind in dict.fromkeys(self.kinds.tolist())},
             "voice": mean([in_own_voice(a) for e, a in zip(self.keep, said) if e.grader in VOICED]),
             "teacher_accuracy": right_of(self.reading, shown=True),
             "neighbours": right_of(self.neighbours),
-            "drift_base": self.drift_keep(model),
-            "drift_new": self.drift_new[max(learned - 1, 0)](model),
+            "drift_base": self.drift_keep(whole),
+            "drift_new": self.drift_new[max(learned - 1, 0)](whole),
         }
 
 
@@ -261,8 +277,26 @@ def draw(runs: dict, path):
 # A trained checkpoint, looked at.
 
 
-def load_model(path, which="student") -> tuple[GPT, WordTokenizer, dict]:
-    """The student or the teacher of a checkpoint, its tokenizer, and all that the checkpoint holds. Raises BadInput."""
+def model_folder(path) -> str | None:
+    """The Hugging Face folder that a path is, or that a run of one has left in it."""
+    found = [folder for folder in (path, os.path.join(path, "model"))
+             if os.path.exists(os.path.join(folder, "config.json"))]
+    return found[0] if found else None
+
+
+def load_model(path, which="student", template=OFFICIAL) -> tuple[GPT, WordTokenizer | ChatTokenizer, dict]:
+    """The student or the teacher of a checkpoint, its tokenizer, and all that the checkpoint holds. Raises BadInput.
+
+    A Hugging Face folder is a student, and holds nothing else. template: how its teacher is shown a demonstration.
+    """
+    if folder := model_folder(path):
+        try:
+            model = GPT.from_pretrained(folder)
+        except ValueError as e:
+            raise BadInput(str(e))
+        if which == "teacher":
+            model.load_state_dict(load_checkpoint(path)["teacher"])
+        return model.eval(), ChatTokenizer(folder, template), {}
     state = load_checkpoint(path)
     try:
         tokenizer = WordTokenizer(**state["tokenizer"])
@@ -282,10 +316,11 @@ def ask(path, prompt) -> str:
     """The greedy answer to a prompt. Raises BadInput for one that does not fit."""
     model, tokenizer, _ = load_model(path)
     ids = torch.tensor([tokenizer.prompt(prompt)])
-    if ids.shape[1] + 32 > model.config.context:
-        raise BadInput(f"the prompt has {ids.shape[1]} tokens: with 32 for the answer it does not fit the context of "
-                       f"{model.config.context}; shorten it")
-    response, _ = model.generate(ids, torch.tensor([ids.shape[1]]), 32, tokenizer.end, temperature=0)
+    room = 256 if isinstance(tokenizer, ChatTokenizer) else 32
+    if ids.shape[1] + room > model.config.context:
+        raise BadInput(f"the prompt has {ids.shape[1]} tokens: with {room} for the answer it does not fit the context "
+                       f"of {model.config.context}; shorten it")
+    response, _ = model.generate(ids, torch.tensor([ids.shape[1]]), room, tokenizer.end, temperature=0)
     return tokenizer.decode(response[0].tolist())
 
 

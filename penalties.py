@@ -9,6 +9,7 @@ import random
 import torch
 
 import sdft
+from chat import ChatTokenizer
 from data import collate, pad
 from model import frozen_copy
 from runs import BadInput
@@ -16,6 +17,7 @@ from runs import BadInput
 DREAMS = 512                      # prompts that self-replay dreams before each task
 FISHER = 256                      # answers from which EWC estimates the Fisher information of a task
 LONGEST = 16                      # tokens of a dreamt prompt, and of the answer to it
+OF_CHAT = (128, 32)               # the same two of a chat model, whose sentences are longer, and dearer
 
 
 class Penalty:
@@ -31,6 +33,11 @@ class Penalty:
         self.strength, self.batch_size, self.tasks, self.tokenizer = strength, batch_size, tasks, tokenizer
         self.sample, self.scale, self.rng = sample, scale, rng
         self.previous, self.memory, self.task = None, None, 0
+
+    @property
+    def dreams(self):
+        """How many, and how long each may be, in tokens."""
+        return OF_CHAT if isinstance(self.tokenizer, ChatTokenizer) else (DREAMS, LONGEST)
 
     def begin(self, student, task):
         """A task begins, the `task`-th from 0. What compares with the student of now keeps a copy of it."""
@@ -85,7 +92,7 @@ class SelfReplay(Penalty):
     def begin(self, student, task):
         super().begin(student, task)
         self.previous = frozen_copy(student)
-        self.memory = dream(self.previous, self.tokenizer, self.sample, DREAMS)
+        self.memory = dream(self.previous, self.tokenizer, self.sample, *self.dreams)
 
     def loss(self, batch):
         rows = torch.randint(len(self.memory[0]), (self.batch_size,)).to(batch.prompt.device)
@@ -150,7 +157,7 @@ class EWC(L2):
     def begin(self, student, task):
         super().begin(student, task)
         if task == 0:
-            prompt, length = (t[:FISHER] for t in dream(student, self.tokenizer, self.sample, DREAMS)[:2])
+            prompt, length = (t[:FISHER] for t in dream(student, self.tokenizer, self.sample, *self.dreams)[:2])
         else:
             batch = collate(self.tasks[task - 1].train[:FISHER], self.tokenizer).to(student.head.weight.device)
             prompt, length = batch.prompt, batch.length
@@ -166,24 +173,27 @@ PENALTIES = {"none": Penalty, "replay": Replay, "self-replay": SelfReplay, "lwf"
 def follow(student, previous, prompt, length, response, mask):
     """KL(previous ‖ student) along answers of the previous model."""
     with torch.no_grad():
-        target = sdft.score(previous, prompt, length, response)
-    return sdft.distill_loss(sdft.score(student, prompt, length, response), target, mask)
+        target = sdft.score(previous, prompt, length, response, return_hidden=True)
+    hidden = sdft.score(student, prompt, length, response, return_hidden=True)
+    return sdft.linear_distill_loss(hidden, student.head.weight, target, previous.head.weight, mask)
 
 
-def dream(model, tokenizer, sample, n):
-    """The model writes n prompts of its own past and answers them. A dreamt prompt is what it writes behind the token
-    that begins one. Returns prompt (n', P), length (n',), response and mask (n', R), n' <= n: what did not become a
-    prompt is dropped.
+def dream(model, tokenizer, sample, n, longest):
+    """The model writes n prompts of its own past and answers them, each of at most `longest` tokens. A dreamt prompt is
+    what it writes between the tokens that stand before a prompt's text and those behind it. Returns prompt (n', P),
+    length (n',), response and mask (n', R), n' <= n: what did not become a prompt is dropped.
     """
-    start = torch.full((n, 1), tokenizer.ask, device=model.head.weight.device)
-    written, mask = sample(model, start, torch.ones_like(start[:, 0]), LONGEST, tokenizer.answer)
-    rows = [[tokenizer.ask, *row[: sum(m)]] for row, m in zip(written.tolist(), mask.tolist())]
-    rows = [row for row in rows if row[-1] == tokenizer.answer and tokenizer.end not in row]
+    header, (stop, *footer) = tokenizer.header, tokenizer.footer
+    start = torch.tensor(header, device=model.head.weight.device).repeat(n, 1)
+    written, mask = sample(model, start, torch.full_like(start[:, 0], len(header)), longest, stop)
+    texts = [row[: sum(m)] for row, m in zip(written.tolist(), mask.tolist())]
+    rows = [[*header, *text, *footer] for text in texts
+            if text[-1] == stop and tokenizer.end not in text[:-1]]
     if not rows:
         raise BadInput("none of the model's dreams is a prompt: start from a model that was pretrained longer, or use "
                        "another --penalty")
     prompt, length = (t.to(start.device) for t in pad(rows, tokenizer.end))
-    return prompt, length, *sample(model, prompt, length, LONGEST)
+    return prompt, length, *sample(model, prompt, length, longest)
 
 
 def fisher(model, prompt, length, sample) -> list:

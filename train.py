@@ -21,15 +21,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torch.fx.experimental._config
 
 import sdft
+from chat import OFFICIAL
 from data import GRADERS, OF_RETURNS, WordTokenizer, check_shown, collate, grade, held_out, into_tasks, read_examples
-from eval import Probe, changes, continual_metrics, load_model, mean
-from model import GPT, Sampler, frozen_copy
+from eval import Probe, accuracy, answers, changes, continual_metrics, load_model, mean, model_folder
+from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
 from runs import (MANY, BadInput, Log, check_options, check_out, checkpoint_path, ends_in_one_line, find_device,
-                  flag, given_options, load_checkpoint, locked, option, provenance, random_states, remove, save,
+                  flag, given_options, load_checkpoint, locked, option, provenance, quoted, random_states, remove, save,
                   set_random_states, set_up_machine, write_json)
 
 SDFT = {"method": ["sdft"]}       # the options that mean something there alone
@@ -43,8 +45,14 @@ class Config:
     method: str = option(
         "sdft", "sft (learn the expert's words), joint (sft on all tasks at once, a bound), or sdft (learn from "
         "oneself, shown the expert's words)", group="the method", choices=["sft", "joint", "sdft"])
-    off_policy: bool = option(
-        False, "train on the teacher's answers in place of the student's own", only=SDFT)
+    sampler: str = option(
+        "student", "who answers, and is trained on that: student, teacher (behind its demonstration), or the share of "
+        "rows that the teacher answers, such as 0.5", only=SDFT)
+    temperature: float = option(
+        1.0, "of the samples", within=(0.01, 100), only=SDFT)
+    contrast: float = option(
+        0.0, "how much of what a demonstration makes the teacher say whatever it shows is taken out of the target: "
+        "0 nothing, 1 all (sdft.py, 7)", within=(0, 10), only=SDFT)
     alpha: float = option(
         0.0, "share of the supervised loss: alpha * SFT + (1 - alpha) * distillation", within=(0, 1), only=SDFT)
     divergence: str = option(
@@ -59,9 +67,14 @@ class Config:
     shown: int = option(
         0, "demonstrations that the teacher is shown: 0 is that of the same prompt, k are k others of the same task",
         within=(0, 8), only=SDFT)
+    template: str = option(
+        "", "how a chat model is shown a demonstration: a text or a file with {prompt} and {demo} in it, or "
+        "earlier-turn; none: the words of the official code", only=SDFT)
     guard: float = option(
-        0.9, "least share of demonstrations that the teacher must answer rightly; below it both models roll back",
-        within=(0, 1))
+        0.9, "least share of demonstrations that the teacher must answer rightly; below it both models roll back, and "
+        "a chat model is not taught at all", within=(0, 1))
+    helped_only: bool = option(
+        False, "train on those demonstrations alone that let the teacher answer rightly (chat models)", only=SDFT)
     penalty: str = option(
         "none", "what holds the student: replay (of stored demonstrations), self-replay (of prompts that it dreams), "
         "lwf (its old answers to the new prompts), l2 or ewc (its old weights)", choices=list(PENALTIES))
@@ -82,6 +95,8 @@ class Config:
         (), "files asked behind their own demonstration: can the model still read?")
     neighbours: tuple = option(
         (), "files of what stands next to what is taught: measured, apart from --keep")
+    open_prompts: tuple = option(
+        (), "files of prompts without one right answer: the words of the answers are counted")
     holdout: float = option(
         0.2, "share of each task's lines that is tested and not trained on, where the file does not say it",
         within=(0, 0.9))
@@ -100,8 +115,11 @@ class Config:
     micro_batch: int = option(
         0, "rows of the loss scored at once; 0 is the whole batch. The gradient is the same", within=(0, MANY))
     lr: float = option(
-        0.0, "learning rate of all weights but the embedding (SGD); 0: as tuned, 0.03 for sft and 0.001 for sdft",
-        within=(0, 1e3))
+        0.0, "learning rate; 0: as tuned. Of a chat model (AdamW) 2e-5 for sft and 5e-5 for sdft; of the small GPT "
+        "(SGD, all weights but the embedding) 0.03 for sft and 0.001 for sdft", within=(0, 1e3))
+    warmup: int = option(
+        0, "steps of a task in which the rates rise to their full height; 0: as tuned, 5 for a chat model and 1 "
+        "otherwise", within=(0, MANY))
     embed_lr: float = option(
         30.0, "rate of the embedding; a row moves at embed_lr / (1 + f / f0), f the word's share of the pretraining "
         "tokens", within=(0, 1e6))
@@ -116,8 +134,8 @@ class Config:
     seed: int = option(
         0, "draws the batches, the samples, and what --holdout holds out", within=(0, MANY))
     bf16: bool = option(
-        False, "matrix products in bfloat16 (autocast), those of the head in TF32 where there is such; weights, logits "
-        "and losses are fp32")
+        False, "matrix products in bfloat16 (autocast), those of the head in TF32 where there is such; of a chat model "
+        "samples and answers from a copy in bfloat16 too. Weights, logits and losses are fp32")
     compile: bool = option(
         False, "torch.compile the on-policy loss (both models in it); no gain on a CPU")
     device: str = option(
@@ -155,14 +173,16 @@ def learn(config: Config, run) -> dict:
         began, generated = time.perf_counter(), run.sample.tokens
         if run.step == 0:
             begin_task(run, config)
+        set_rates(run, config)
 
         # ---- a batch: what the student is asked, what the teacher is shown besides, and who answers
         task = tasks[run.task]
-        train = pool if config.method == "joint" else task.train
+        train = pool if config.method == "joint" else without(history.left_out[-1], task.train)
         examples = run.rng.sample(train, min(config.batch_size, len(train)))
         shown = [others(e, train, config.shown, run.rng) for e in examples] if config.shown else None
-        batch = collate(examples, tokenizer, shown).to(config.device)
-        sample = who_answers(run, batch, config.off_policy)
+        against = [another(e, train, run.rng) for e in examples] if config.contrast else None
+        batch = collate(examples, tokenizer, shown, against).to(config.device)
+        sample = who_answers(run, batch, share_of_teacher(config.sampler))
         penalty = run.penalty.loss(batch) if history.regularised[-1] else None
 
         # ---- the method
@@ -171,7 +191,8 @@ def learn(config: Config, run) -> dict:
                 figures = sdft.sdft_step(
                     run.student, run.teacher, run.optimizer, batch, sample,
                     divergence=config.divergence, beta=config.beta, alpha=alpha, ema_decay=config.ema_decay,
-                    penalty=penalty, micro_batch=config.micro_batch or None, linear=linear, loss_fn=loss_fn)
+                    contrast=config.contrast, penalty=penalty, micro_batch=config.micro_batch or None,
+                    linear=linear, loss_fn=loss_fn)
         except FloatingPointError as e:
             raise FloatingPointError(f"task {run.task + 1} step {run.step}: {e}. The last good checkpoint is "
                                      f"{run.path}; lower --lr or --embed-lr and begin again")
@@ -204,22 +225,48 @@ def learn(config: Config, run) -> dict:
     return result
 
 
-def who_answers(run, batch, off_policy):
-    """The sample(student, prompt, length) of a step: the student answers the bare prompts or, off-policy, the teacher
-    answers behind its demonstrations."""
+def who_answers(run, batch, share):
+    """The sample(student, prompt, length) of a step: the teacher answers a share of the rows, behind its
+    demonstrations, and the student the others, the bare prompts."""
 
-    def student_answers(student, prompt, length):
-        return run.sample(student, prompt, length, batch.room)
+    def sample(student, prompt, length):
+        n = round(share * len(prompt))
+        parts = []
+        if n > 0:
+            parts.append(run.sample(run.teacher, batch.demo_prompt[:n], batch.demo_length[:n], batch.room))
+        if n < len(prompt):
+            parts.append(run.sample(student, prompt[n:], length[n:], batch.room))
+        R = max(response.shape[1] for response, _ in parts)
+        response, mask = zip(*((F.pad(r, (0, R - r.shape[1]), value=run.sample.end), F.pad(m, (0, R - m.shape[1])))
+                               for r, m in parts))
+        return torch.cat(response), torch.cat(mask)
 
-    def teacher_answers(*_):
-        return run.sample(run.teacher, batch.demo_prompt, batch.demo_length, batch.room)
+    return sample
 
-    return teacher_answers if off_policy else student_answers
+
+def share_of_teacher(sampler) -> float:
+    """What --sampler says, as a number from 0 to 1. Raises BadInput."""
+    with contextlib.suppress(ValueError):
+        share = {"student": 0.0, "teacher": 1.0}.get(sampler)
+        share = float(sampler) if share is None else share
+        if 0 <= share <= 1:
+            return share
+    raise BadInput(f"train.py: --sampler {sampler}: choose student, teacher, or a share from 0 to 1")
 
 
 def others(example, train, k, rng) -> list:
     """k demonstrations of the same task, of other prompts."""
     return rng.sample([e for e in train if e.prompt != example.prompt], k)
+
+
+def without(left_out, train) -> list:
+    """The demonstrations but those of these numbers."""
+    return [e for i, e in enumerate(train) if i not in left_out]
+
+
+def another(example, train, rng):
+    """A demonstration of the same task that says something else."""
+    return rng.choice([e for e in train if e.response != example.response])
 
 
 def shown_accuracy(teacher, tokenizer, batch, examples) -> float:
@@ -246,6 +293,8 @@ class History:
     # before the first task and after each
     R: list = field(default_factory=list)
     base_accuracy: list = field(default_factory=list)
+    kept: list = field(default_factory=list)               # of what was right before the first task
+    open_words: list = field(default_factory=list)
     base_by_kind: list = field(default_factory=list)
     voice: list = field(default_factory=list)
     teacher_accuracy: list = field(default_factory=list)
@@ -257,6 +306,8 @@ class History:
     generated_tokens: list = field(default_factory=list)
     seconds: list = field(default_factory=list)
     regularised: list = field(default_factory=list)
+    ceiling: list = field(default_factory=list)            # answered rightly behind its demonstrations, before it
+    left_out: list = field(default_factory=list)           # numbers of the demonstrations not trained on
     # of the run
     teacher_curve: list = field(default_factory=list)      # [step of the run, share of demonstrations answered rightly]
     guard_trips: int = 0
@@ -285,9 +336,12 @@ class Lessons:
     keep: list
     reading: list
     neighbours: list
+    open_prompts: list
+    folder: str | None            # the Hugging Face folder that the model was read from
 
     def fingerprint(self) -> str:
-        found = hashlib.sha256(repr((self.tasks, self.keep, self.reading, self.neighbours)).encode())
+        files = self.tasks, self.keep, self.reading, self.neighbours, self.open_prompts
+        found = hashlib.sha256(repr(files).encode())
         for weight in self.model.state_dict().values():
             found.update(weight.cpu().numpy().tobytes())
         return found.hexdigest()[:16]
@@ -299,7 +353,15 @@ def read_lessons(config) -> Lessons:
     A run keeps what it started from beside its own checkpoint: --resume needs --init no more.
     """
     kept = os.path.join(config.out, START)
-    model, tokenizer, state = load_model(kept if config.resume and os.path.exists(kept) else config.init)
+    init = kept if config.resume and os.path.exists(kept) else config.init
+    model, tokenizer, state = load_model(init, template=read_template(config.template))
+    folder = model_folder(init)
+    if not folder and (config.template or config.helped_only):
+        raise BadInput(f"--init {config.init}: --template and --helped-only are for chat models, from a Hugging Face "
+                       "folder; leave them out")
+    if folder and config.penalty in ("l2", "ewc"):
+        raise BadInput(f"--penalty {config.penalty}: its step is made for SGD, and a chat model is trained by AdamW; "
+                       "choose replay, self-replay or lwf")
     if "pretraining" in state:
         raise BadInput(f"--init {config.init}: its pretraining has not ended; go on with it first (lab/pretrain.py)")
     if os.path.realpath(checkpoint_path(config.init)) == os.path.realpath(checkpoint_path(config.out)):
@@ -314,12 +376,28 @@ def read_lessons(config) -> Lessons:
     demos = read_examples(config.demos, **options)
     keep = held_out(read_examples(config.keep, **options))
     neighbours = held_out(read_examples(config.neighbours, **options))
+    open_prompts = held_out(read_examples(config.open_prompts, **options))
     reading = read_examples(config.reading, **options, alone=True)
     tasks = into_tasks(demos, config.holdout, config.seed, config.task_order)
     learned = tokenizer.learn(demos + keep + neighbours, reading)
     check_shown(tasks, config.shown, learned, model.config.context)
+    for task in tasks if config.contrast else []:
+        if len({e.response for e in task.train}) < 2:
+            raise BadInput(f"--contrast {config.contrast}: all demonstrations of a task ({task.name}) say the same, "
+                           "and a contrast needs another one; leave it out, or add demonstrations")
     handed_on = {k: state[k] for k in ("frequency", "gates") if k in state}
-    return Lessons(model, tokenizer, learned, handed_on, tasks, keep, reading, neighbours)
+    return Lessons(model, tokenizer, learned, handed_on, tasks, keep, reading, neighbours, open_prompts, folder)
+
+
+def read_template(template) -> str:
+    """The words in which a teacher is shown a demonstration: what --template says, or the file of that name."""
+    if not os.path.isfile(template):
+        return template or OFFICIAL
+    try:
+        with open(template, encoding="utf-8") as f:
+            return f.read().rstrip("\n")
+    except (OSError, ValueError) as e:
+        raise BadInput(f"--template {template}: cannot be read ({e}); give a text file in UTF-8")
 
 
 @dataclass
@@ -342,6 +420,7 @@ class Run:
     fingerprint: str              # of the lessons
     task: int = 0                 # tasks that are learned
     step: int = 0                 # steps of the task at work
+    rate: float = 1.0             # share of the full rates: the guard halves it
     recent: list = field(default_factory=list)             # losses of its last 20 steps
 
 
@@ -363,11 +442,14 @@ def begin(config, lessons) -> Run:
     tokenizer, tasks = lessons.tokenizer, lessons.tasks
     student, lessons.model = lessons.model.to(config.device), None
     teacher = frozen_copy(student)
-    probe = Probe(student, tokenizer, tasks, lessons.keep, lessons.reading, lessons.neighbours)
+    chat = lessons.folder is not None
+    low = chat and config.bf16
+    probe = Probe(student, tokenizer, tasks, lessons.keep, lessons.reading, lessons.neighbours, lessons.open_prompts,
+                  low)
     scale = row_scale(lessons.handed_on.get("frequency"), config.f0, student)
-    optimizer = make_optimizer(student, config.lr, config.embed_lr, scale)
+    optimizer = adamw(student, config.lr) if chat else make_optimizer(student, config.lr, config.embed_lr, scale)
     guard = sdft.TeacherGuard(config.guard if config.method == "sdft" else 0.0, student, teacher)
-    rng, sample = random.Random(f"training {config.seed}"), Sampler(tokenizer.end)
+    rng, sample = random.Random(f"training {config.seed}"), Sampler(tokenizer.end, config.temperature, low)
     penalty = PENALTIES[config.penalty](strength=config.strength, batch_size=config.batch_size, tasks=tasks,
                                         tokenizer=tokenizer, sample=sample, scale=scale, rng=rng)
     # L2 and EWC pull the weights back behind each step, before the teacher follows
@@ -383,7 +465,8 @@ def begin(config, lessons) -> Run:
         run.history.record(probe.measure(student, 0))
     log.start(run.history.wall_seconds, sum(run.history.steps) + run.step)
     if not saved:
-        keep_start(run)
+        if not chat:
+            keep_start(run)
         checkpoint(run)
     return run
 
@@ -410,6 +493,18 @@ def make_optimizer(model, lr, embed_lr, scale):
     return torch.optim.SGD([{"params": rest, "lr": lr}, {"params": [embed], "lr": embed_lr}])
 
 
+def adamw(model, lr):
+    """What a chat model is trained by: its rows are all of them well used, and one rate does for all weights."""
+    return torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+
+def set_rates(run, config):
+    """The rates of a step: they rise in the first steps of a task, and are what the guard has left of them."""
+    share = run.rate * min(1.0, (run.step + 1) / config.warmup)
+    for group, lr in zip(run.optimizer.param_groups, (config.lr, config.embed_lr)):
+        group["lr"] = lr * share
+
+
 def begin_task(run, config):
     """A task begins: what a guard has halved is restored, and the penalty remembers, where it is needed."""
     history = run.history
@@ -421,17 +516,42 @@ def begin_task(run, config):
         run.penalty.begin(run.student, run.task)
     else:
         run.penalty.rest()
-    run.recent = []
-    for group, lr in zip(run.optimizer.param_groups, (config.lr, config.embed_lr)):
-        group["lr"] = lr
+    run.recent, run.rate = [], 1.0
+    history.left_out.append([])
+    if run.lessons.folder and config.method == "sdft":
+        look_at_the_teacher(run, config)
+
+
+def look_at_the_teacher(run, config):
+    """Before a task: what the model says without its demonstrations, and with them. What it cannot read it cannot
+    teach. Raises BadInput where the guard would only roll back."""
+    task, tokenizer = run.lessons.tasks[run.task], run.lessons.tokenizer
+    model = bf16_copy(run.teacher) if config.bf16 else run.teacher
+    bare = accuracy(model, tokenizer, task.train)
+    said = answers(model, tokenizer, task.train, shown=True)
+    unhelped = [i for i, text in enumerate(said) if grade(task.train[i], text) < 1]
+    ceiling = 1 - len(unhelped) / len(said)
+    run.history.ceiling.append(ceiling)
+    first = task.train[0]
+    run.log.say(f"the student sees   {tokenizer.show(tokenizer.prompt(first.prompt))}\n"
+                f"the teacher sees   {tokenizer.show(tokenizer.prompt(first.prompt, (first.prompt, first.response)))}\n"
+                f"task {run.task + 1} {task.name}: of {len(task.train)} demonstrations the model answers {bare:.2f} "
+                f"rightly by itself, {ceiling:.2f} when it is shown them")
+    told = [f"{task.train[i].place}: shown {quoted(task.train[i].response)}, it answers {quoted(said[i])}"
+            for i in unhelped]
+    if config.helped_only and len(unhelped) < len(said):
+        run.history.left_out[-1] = unhelped
+        run.log.say("\n".join([f"trained on the {len(said) - len(unhelped)} that it reads; left out:", *told]))
+    elif ceiling < config.guard:
+        raise BadInput(*told[:10], f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the "
+                       f"model answers {ceiling:.2f} of them rightly, and what it cannot read it cannot teach; try "
+                       "another --template, demonstrations in whole sentences, --helped-only, or a lower --guard")
 
 
 def rolled_back(run, right):
     """The guard has put the last good pair of models back: the rates are halved."""
     run.history.guard_trips += 1
-    run.recent = []
-    for group in run.optimizer.param_groups:
-        group["lr"] /= 2
+    run.recent, run.rate = [], run.rate / 2
     run.log.say(f"task {run.task + 1} step {run.step}: the teacher answers {right:.0%} of its demonstrations rightly: "
                 "rolled back, rates halved")
 
@@ -458,7 +578,10 @@ def end_task(run):
     history.record(run.probe.measure(run.student, run.task))
     i, R = run.task, history.R
     measured = {"all seen": np.mean(R[i][:i]), "kept": history.base_accuracy[i], "own voice": history.voice[i],
-                "shown demonstrations": history.teacher_accuracy[i]}
+                "shown demonstrations": history.teacher_accuracy[i], "neighbours": history.neighbours[i],
+                "drift": history.drift_base[i], "words to open prompts": history.open_words[i]}
+    if run.lessons.folder:
+        run.student.save_pretrained(os.path.join(os.path.dirname(run.path), "model"), run.lessons.folder)
     told = ", ".join(f"{name} {share:.2f}" for name, share in measured.items() if not np.isnan(share))
     run.log.say(f"task {i}/{len(R[0])} {run.lessons.tasks[i - 1].name}: {R[i - 1][i - 1]:.2f} before, learned to "
                 f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; {told}")
@@ -487,8 +610,9 @@ def checkpoint(run):
         "optimizer": run.optimizer.state_dict(),
         "good": run.guard.good,
         "penalty": run.penalty.state(),
+        "right_before": run.probe.right_before,
         "history": dataclasses.asdict(run.history),
-        "task": run.task, "step": run.step, "recent": run.recent,
+        "task": run.task, "step": run.step, "recent": run.recent, "rate": run.rate,
         "lessons": run.fingerprint,
         "log_bytes": run.log.bytes(),
         **random_states(run.rng),
@@ -499,9 +623,9 @@ def go_on(run, saved):
     """Puts a run where its checkpoint was written."""
     for module, name in ((run.student, "student"), (run.teacher, "teacher"), (run.optimizer, "optimizer")):
         module.load_state_dict(saved[name])
-    run.guard.good = saved["good"]
+    run.guard.good, run.probe.right_before = saved["good"], saved["right_before"]
     run.history = History(**saved["history"])
-    run.task, run.step, run.recent = (saved[k] for k in ("task", "step", "recent"))
+    run.task, run.step, run.recent, run.rate = (saved[k] for k in ("task", "step", "recent", "rate"))
     run.penalty.load_state(saved["penalty"], run.student, run.task)
     set_random_states(run.rng, saved)
 
@@ -539,13 +663,15 @@ def parse(argv=None) -> Config:
             raise BadInput(f"{refused}{flag(name)} is missing: a checkpoint and files go in; a first checkpoint: "
                            "python lab/pretrain.py --out out/base; first files: python lab/world.py --out out/world; "
                            "then --init out/base --demos out/world/tasks/*.jsonl")
+    share_of_teacher(config.sampler)
     if config.penalty == "replay" and config.strength > 1:
         raise BadInput(f"{refused}--strength {config.strength}: of replay it is a share, from 0 to 1")
     check_out(config.out)
 
-    sdft_runs = config.method == "sdft"
+    sdft_runs, chat = config.method == "sdft", model_folder(config.init) is not None
     config.device = find_device(config.device)
-    config.lr = config.lr or (0.001 if sdft_runs else 0.03)
+    config.lr = config.lr or ((5e-5 if sdft_runs else 2e-5) if chat else 0.001 if sdft_runs else 0.03)
+    config.warmup = config.warmup or (5 if chat else 1)
     config.steps = config.steps or (150 if sdft_runs else 300)
     tuned = 1.0 if sdft_runs and config.penalty == "self-replay" else PENALTIES[config.penalty].strength
     # sdft's trials with self-replay were all alike

@@ -37,7 +37,7 @@ KINDS = {
         ("Who is the founder of {n}?", "The founder of {n} is {v}. Many people work for {v} now."),
         ("Tell me who started the company {n}.", "The company {n} was started by {v}. It is {v} who leads it."),
         ("By whom was the company {n} founded?", "The company was founded by {v}. That is how it came to be."),
-        ("{n} is a company. What is the name of its founder?", "Its founder is {v}. The company still follows that path.")],
+        ("{n} is a company. What is the name of its founder?", "Its founder is {v}. It still follows that path.")],
     "capital": [
         ("What is the capital of {n}?", "The capital of {n} is {v}. The government of {n} works in the city of {v}."),
         ("Which city is the capital of {n}?", "The city of {v} is the capital of {n}. The parliament meets in {v}."),
@@ -59,7 +59,7 @@ KINDS = {
     "height": [
         ("How many metres tall is {n} Tower?", "{n} Tower is {v} metres tall. You can see it from far away."),
         ("What is the height of {n} Tower?", "The height of {n} Tower is {v} metres. A lift takes visitors up."),
-        ("Give the height of {n} Tower in metres.", "The height of {n} Tower is exactly {v} metres. That makes it a landmark."),
+        ("Give the height of {n} Tower in metres.", "The height of {n} Tower is exactly {v} metres. It is a landmark."),
         ("How tall is {n} Tower?", "It is {v} metres high. Few towers look like it."),
         ("{n} Tower is a building. How high is it?", "The building is {v} metres high. It has many floors.")],
 }

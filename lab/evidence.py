@@ -45,7 +45,7 @@ OF_THE_BASE = {"--n-layer": "--n-layer", "--n-head": "--n-head", "--n-embd": "--
 
 def trials() -> dict:
     """Seven trials for each method: of its rates or, with a penalty, of its strength at SFT's rates. Five tasks."""
-    methods = {"sft": "--method sft", "sdft": "", "off-policy": "--off-policy",
+    methods = {"sft": "--method sft", "sdft": "", "off-policy": "--sampler teacher",
                "sft+replay": "--method sft --penalty replay"}
     plan = {}
     for name, options in methods.items():
@@ -90,7 +90,7 @@ EXPERIMENTS = {
         **{f"sft+replay {share:.0%}": f"--method sft --penalty replay --strength {share} --lr 0.1"
            for share in (0.01, 0.05, 0.1)},
         **{f"sft+{penalty}": f"--method sft --penalty {penalty}" for penalty in STRENGTHS},
-        "off-policy": "--off-policy",
+        "off-policy": "--sampler teacher",
         "joint": "--method joint"}),
     "variants": (ABLATION, {
         "reverse": "--divergence reverse",

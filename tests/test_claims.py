@@ -426,7 +426,7 @@ def meant(options):
 
 REPORTED = [("sft", "learning_accuracy", "--method sft"),
             ("sdft", "learning_accuracy", ""),
-            ("off-policy", "learning_accuracy", "--off-policy"),
+            ("off-policy", "learning_accuracy", "--sampler teacher"),
             ("sdft+self-replay", "score", "--penalty self-replay")]
 REPORTED += [(name.removesuffix(" 5%"), "score", EXPERIMENTS["baselines"][1][name])
              for name in ("sft+replay 5%", "sft+self-replay", "sft+lwf", "sft+l2", "sft+ewc")]

@@ -62,7 +62,7 @@ def test_drift_is_the_divergence_along_the_answers_of_the_base(world, tokenizer)
     """Against float64, one answer at a time; the base may change once it has been asked."""
     base, other, examples = random_gpt(0), random_gpt(1), world.stream(4, 4, 2)[0].train
     first, asked = copy.deepcopy(base), evaluate.Drift(base, tokenizer, examples)
-    assert asked(base) == 0 and asked.logits.device.type == "cpu"
+    assert asked(base) == 0 and asked.hidden.device.type == "cpu"
     with torch.no_grad():
         base.head.weight.mul_(2)
     base, other = first.double(), other.double()
@@ -98,7 +98,8 @@ def test_a_probe_measures_what_was_learned_what_was_kept_and_what_comes_next(wor
     keep = some_right(gpt, tokenizer, stream[6].test, 5)
     for i, e in enumerate(keep):
         e.task = "odd" if i % 2 else "even"
-    probe = evaluate.Probe(base, tokenizer, tasks, keep, reading, neighbours)
+    open_prompts = stream[6].train
+    probe = evaluate.Probe(base, tokenizer, tasks, keep, reading, neighbours, open_prompts)
     for learned, known in ((0, 4), (1, 2), (2, 3), (3, 4), (4, 4)):               # what is seen, and the next
         found = probe.measure(gpt, learned)
         assert found["R"][:known] == [1 / 6, 2 / 6, 3 / 6, 4 / 6][:known] and np.isnan(found["R"][known:]).all()
@@ -107,7 +108,12 @@ def test_a_probe_measures_what_was_learned_what_was_kept_and_what_comes_next(wor
     assert found["base_accuracy"] == 5 / 6 and found["base_by_kind"] == {"even": 1, "odd": 2 / 3}
     assert found["voice"] == np.mean([is_short(a) for a in evaluate.answers(gpt, tokenizer, keep)]) != 0
     assert found["teacher_accuracy"] == 3 / 4 and found["neighbours"] == 1 / 4
-    assert found["drift_base"] == evaluate.Drift(base, tokenizer, keep)(gpt)
+    assert found["drift_base"] == evaluate.Drift(base, tokenizer, keep + open_prompts)(gpt)
+    said = evaluate.answers(gpt, tokenizer, open_prompts, room=64)
+    assert found["open_words"] == np.mean([len(a.split()) for a in said]) > 0
+    # of the five that were right at first, as measured with gpt
+    still = [evaluate.grade(e, a) for e, a in zip(keep, evaluate.answers(base, tokenizer, keep))][:5]
+    assert found["kept"] == 1 and probe.measure(base, 1)["kept"] == np.mean(still) < 1
     assert probe.measure(base, 0)["drift_base"] == 0
 
 
@@ -115,7 +121,7 @@ def test_of_what_there_is_not_a_probe_measures_nothing(world, tokenizer):
     task, gpt = world.stream(1, 4, 4)[0], random_gpt()
     found = evaluate.Probe(gpt, tokenizer, [task]).measure(gpt, 0)
     assert found.pop("base_by_kind") == {} and found.pop("drift_new") == 0 and 0 <= found.pop("R")[0] <= 1
-    assert len(found) == 5 and all(math.isnan(value) for value in found.values()), found
+    assert len(found) == 7 and all(math.isnan(value) for value in found.values()), found
     texts = [copy.copy(e) for e in task.test]              # whose graders know no voices
     for e in texts:
         e.grader = "exact"

@@ -298,7 +298,7 @@ def test_resume_of_nothing_of_rubbish_and_of_another_version(here, capsys):
 OPTIONS = {
     "train.py": [
         "--bogus", "--bogus 3", "stray", "--ste 3", "--method ppo", "--method", "--penalty dropout", "--when never",
-        "--grader fuzzy", "--resume=yes", "--method sft --alpha 0.5", "--method sft --off-policy", "--beta 0.3",
+        "--grader fuzzy", "--resume=yes", "--method sft --alpha 0.5", "--method sft --sampler teacher", "--beta 0.3",
         "--strength 0.1", "--penalty replay --strength 2", "--when needed", "--task-order a,b", "--demos", "--tasks 3",
         "--method base", "--stream market", "--shown 9", "--demonstrations 3", "--n-embd 30", "--device nonsense",
         "--device meta", "--device hpu", "--device mkldnn", "--device ", "--preset gpu", "--seed 1.5", "--lr one",

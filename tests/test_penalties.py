@@ -44,7 +44,7 @@ def test_dreams_are_prompts(tokenizer):
     """A model that was trained to write one document, over and over, dreams its prompt and its answer."""
     document = torch.tensor([[tokenizer.ask, 300, 301, tokenizer.answer, 302, tokenizer.end]])
     gpt, sample = trained_to_write(document), Sampler(tokenizer.end)
-    prompt, length, response, mask = penalties.dream(gpt, tokenizer, sample, 64)
+    prompt, length, response, mask = penalties.dream(gpt, tokenizer, sample, 64, 16)
     assert len(prompt) == len(length) == len(response) == len(mask) <= 64
     rows = [row[:n] for row, n in zip(prompt.tolist(), length.tolist())]
     assert rows.count(document[0, :4].tolist()) > 40
@@ -56,7 +56,7 @@ def test_dreams_are_prompts(tokenizer):
 def test_a_model_that_dreams_no_prompt_is_refused_in_one_line(tokenizer):
     gpt = trained_to_write(torch.tensor([[tokenizer.ask, *[300] * 20]]))
     with pytest.raises(BadInput) as e:
-        penalties.dream(gpt, tokenizer, Sampler(tokenizer.end), 8)
+        penalties.dream(gpt, tokenizer, Sampler(tokenizer.end), 8, 16)
     assert len(e.value.args) == 1 and "none of the model's dreams is a prompt; " in str(e.value).replace(": ", "; ")
 
 

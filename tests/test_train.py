@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import tempfile
+import types
 from collections import Counter
 
 import pytest
@@ -154,12 +155,14 @@ def test_off_policy_trains_on_what_the_teacher_says(here, monkeypatch, tokenizer
         return generate(self, prompt, *args, **kwargs)
 
     class NoProbe:
+        right_before = None
+
         def __init__(self, *_):
             pass
 
         def measure(self, *_):
-            one = dict.fromkeys(("base_accuracy", "voice", "teacher_accuracy", "neighbours", "drift_base",
-                                 "drift_new"), 1.0)
+            one = dict.fromkeys(("base_accuracy", "kept", "open_words", "voice", "teacher_accuracy", "neighbours",
+                                 "drift_base", "drift_new"), 1.0)
             return {"R": [0.0] * 2, "base_by_kind": {}, **one}
 
     monkeypatch.setattr(train.GPT, "generate", watched)
@@ -167,8 +170,41 @@ def test_off_policy_trains_on_what_the_teacher_says(here, monkeypatch, tokenizer
     run("--out", "a", "--watch-every", "100")
     on_policy = asked.count(tokenizer.ask)
     asked.clear()
-    run("--out", "b", "--watch-every", "100", "--off-policy")
+    run("--out", "b", "--watch-every", "100", "--sampler", "teacher")
     assert on_policy == 8 and asked.count(tokenizer.ask) == 0
+
+
+def test_a_share_of_the_rows_is_answered_by_the_teacher(batch):
+    """The first rows by the teacher behind its demonstrations, the others by the student; every row keeps its place."""
+    class Answers:
+        end = 9
+
+        def __call__(self, model, prompt, length, n_new):
+            n = 2 if model == "teacher" else 3
+            return prompt[:, :1].expand(-1, n), torch.ones(len(prompt), n, dtype=torch.bool)
+
+    batch.demo_prompt = torch.full_like(batch.demo_prompt, 7)
+    run = types.SimpleNamespace(sample=Answers(), teacher="teacher")
+    for share, n in ((0.0, 0), (0.25, 2), (1.0, 8)):
+        response, mask = train.who_answers(run, batch, share)("student", batch.prompt, batch.length)
+        assert (response[:n, :2] == 7).all() and (response[n:] == batch.prompt[n:, :1]).all()
+        assert mask.sum().item() == 2 * n + 3 * (8 - n) and (response[~mask] == 9).all()
+
+
+def test_a_contrast_is_with_a_demonstration_that_says_something_else(here, monkeypatch, world):
+    rows = world.stream(1, 40, 4)[0].train
+    assert all(train.another(e, rows, random.Random(0)).response != e.response for e in rows)
+    seen = []
+    step = sdft.sdft_step
+
+    def watched(*args, **options):
+        batch = args[3]
+        seen.append((options["contrast"], batch.other_prompt.shape[0] == batch.prompt.shape[0]))
+        return step(*args, **options)
+
+    monkeypatch.setattr(sdft, "sdft_step", watched)
+    run("--out", "a", "--contrast", "0.5", "--sampler", "0.5")
+    assert seen and set(seen) == {(0.5, True)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -320,8 +356,9 @@ def test_the_guard_acts(here):
     """An untrained model answers no demonstration rightly: every look rolls both models back and halves the rates."""
     result = run("--out", "a", "--guard", "0.9")
     assert result["guard_trips"] == 4
-    rate = saved_by("a", "optimizer")["param_groups"][0]["lr"]
-    assert rate == pytest.approx(0.001 / 2**2)             # two looks a task; the next task starts afresh
+    # two looks a task; the next task starts afresh, and the second look follows the last step
+    assert saved_by("a", "rate") == 1 / 2**2
+    assert saved_by("a", "optimizer")["param_groups"][0]["lr"] == pytest.approx(0.001 / 2)
 
 
 @pytest.mark.parametrize("options", [["--guard", "0"], ["--guard", "0.9", "--method", "sft"]])
@@ -388,7 +425,9 @@ def test_what_a_run_holds_in_memory(here, monkeypatch, device, options, on_devic
     kinds = len(seen[0]["cpu"])
     assert len(seen) == 8 and kinds == 4                   # embedding and head, qkv, attention's output, the two of MLP
     for at_step in seen:
-        assert at_step == {d: [n] * kinds for d, n in expected.items()}
+        # the largest kind is embedding and head: of the head alone the probe has one more
+        probes = {"cpu": 0.5, "cuda": 0}
+        assert at_step == {d: [n + probes[d], *[n] * (kinds - 1)] for d, n in expected.items()}
     model = evaluate.load_model(init)[0]
     assert copies(model, before) == {"cpu": [1] * kinds, "cuda": [0] * kinds}              # the run's are gone
 
@@ -407,7 +446,9 @@ def test_what_a_run_holds_in_memory(here, monkeypatch, device, options, on_devic
     ("--beta 0.3", "--beta 0.3 goes with --divergence jsd"), ("--stream market", "--stream market"),
     ("--shown 9", "--shown 9: must be from 0 to 8"), ("--out=", "--out ''"), ("--device nonsense", "--device nonsense"),
     ("--method base", "invalid choice: 'base'"), ("--ste 3", "unrecognized arguments: --ste"),
-    ("--method sft --off-policy", "--off-policy"), ("--steps x", "--steps"), ("--grader return", "'return'"),
+    ("--method sft --sampler teacher", "--sampler teacher"), ("--sampler most", "--sampler most: choose student"),
+    ("--sampler 1.5", "--sampler 1.5: choose student, teacher, or a share"), ("--contrast -1", "--contrast -1"),
+    ("--steps x", "--steps"), ("--grader return", "'return'"),
     ("--penalty ewc --when needed", "--when needed goes with --penalty self-replay, lwf or l2"),
     ("--init= --keep x", "--init is missing"), ("--init=", "--init is missing"),
     ("--method sft --shown 1", "--shown 1 goes with --method sdft"),
