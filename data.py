@@ -7,8 +7,6 @@ What cannot be used is refused before anything is trained. Left out: everything 
 The way of a row: read_examples, into_tasks and WordTokenizer.learn (called by train.read_lessons), collate (by
 train.learn), then sdft.sdft_step, on_policy_loss, score. The small world comes as files too, from lab/world.py.
 """
-import codecs
-import json
 import os
 import random
 import re
@@ -19,6 +17,7 @@ from dataclasses import dataclass, field, fields
 import tiktoken
 import torch
 
+from formats import read_conversations, report
 from runs import BadInput, quoted
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -62,7 +61,7 @@ class WordTokenizer:
         """Text of any ids, special tokens spelled out; rows of the model behind the vocabulary are left out."""
         return self.encoding.decode([i for i in ids if i < self.n_vocab])
 
-    def prompt(self, text: str, *demonstrations: tuple[str, str]) -> list[int]:
+    def prompt(self, text: str, *demonstrations: tuple[str, str], tools=None) -> list[int]:
         """Ids up to where the answer begins. Behind a demonstration (prompt, response), or several, stand the same ids:
         the student's and the teacher's prompt differ by that prefix and by nothing else.
 
@@ -72,6 +71,9 @@ class WordTokenizer:
         >>> tokenizer.show(tokenizer.prompt("tanu: c a d b", ("tanu: c a d b", "LO THUS B - D - A - C")))
         '<|demo|> tanu: c a d b<|answer|> LO THUS B - D - A - C<|end|><|prompt|> tanu: c a d b<|answer|>'
         """
+        if tools or not isinstance(text, str):
+            raise BadInput(f"{quoted(text)} is a conversation, and this model answers one message; give it a line with "
+                           "one, or start from a chat model")
         ids = []
         for asked, said in demonstrations:
             ids += [self.demo, *self.encode(asked), self.answer, *self.encode(said), self.end]
@@ -123,10 +125,23 @@ class Example:
     grader: str = "exact"         # a name of GRADERS
     task: str = ""
     split: str = ""               # "train" or "test" (held out); "": nobody has said
+    messages: list = field(default_factory=list)           # of a conversation that is more than one user's message
+    tools: list | None = None     # that the model may call: for its chat template
+    demo: str | None = None       # what the teacher is shown in place of the response
     place: str = field(default="", compare=False, repr=False)          # "file:line", for messages
 
     def __post_init__(self):
         self.answer = self.answer or self.response
+
+    @property
+    def asked(self):
+        """What a tokenizer makes a prompt of: a text, or the messages of a conversation."""
+        return self.messages or self.prompt
+
+    @property
+    def shown(self) -> tuple:
+        """(what was asked, what the teacher is shown)."""
+        return self.asked, self.demo or self.response
 
 
 def plain(text: str) -> str:
@@ -215,11 +230,9 @@ def grade(example: Example, text: str) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Files: a JSON object a line. Of the lines that cannot be used the first ten are told, each with its place and remedy.
+# Files: rows of any form of formats.py. Of those that cannot be used the first ten are told, with place and remedy.
 
 MOST_TOLD = 10
-FIELDS = ("prompt", "response", "answer", "grader", "split", "task")
-WRITE = 'write {"prompt": "...", "response": "..."}'
 
 
 @dataclass
@@ -231,8 +244,9 @@ class Task:
     test: list[Example] = field(default_factory=list)
 
 
-def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: bool = False) -> list[Example]:
-    """The examples of JSONL files, in their order. A line is
+def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: bool = False,
+                  reports: list | None = None) -> list[Example]:
+    """The examples of files, in their order. A row is of one of the forms of formats.py, such as
 
         {"prompt": str, "response": str, and if you like "task": str, "split": "train" | "test", "grader": str,
         "answer": ...}
@@ -246,12 +260,16 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
     and a task of fewer than two examples. A prompt that comes again with the same answer is left out, lest --holdout
     draw it into both parts; where a task says itself what is held out ("split"), it may repeat itself, but a prompt
     is in one part alone. alone: each line stands for itself, as what is asked behind its own demonstration does, and
-    nothing is compared.
+    nothing is compared. reports: gets a line for each file, on its form and what of it is not used.
     """
     problems, examples = [], []
     for path in paths:
-        for example in read_lines(path, grader, problems):
-            length = tokens_needed(example, tokenizer)
+        for example in read_file(path, grader, problems, [] if reports is None else reports):
+            try:
+                length = tokens_needed(example, tokenizer)
+            except BadInput as e:
+                problems.append(f"{example.place}: {e}")
+                continue
             if length > context:
                 problems.append(f"{example.place}: {quoted(example.prompt)} takes {length} tokens (prompt and "
                                 f"response, both twice), more than {context}; shorten it")
@@ -269,94 +287,44 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
 
 def tokens_needed(example, tokenizer) -> int:
     """Of the prompt behind its own demonstration, and the answer with its end token."""
-    shown = tokenizer.prompt(example.prompt, (example.prompt, example.response))
+    shown = tokenizer.prompt(example.asked, example.shown, tools=example.tools)
     return len(shown) + len(tokenizer.encode(example.response)) + 1
 
 
-def read_lines(path: str, grader: str, problems: list) -> list[Example]:
-    """The lines of one file that are not blank, each with its place. Adds to `problems`.
-
-    UTF-8 with or without a byte order mark. Lines end with \\n or \\r\\n and with nothing else: a string may hold
-    U+2028.
-    """
-    name = path if path and path.isprintable() else repr(path)
-    try:
-        with open(path, "rb") as file:
-            lines = file.read().removeprefix(codecs.BOM_UTF8).split(b"\n")
-    except (OSError, ValueError) as e:
-        # ValueError: a path that no file can have
-        why = getattr(e, "strerror", None) or e
-        problems.append(f"{name}: cannot be read ({why}); give a file that exists and may be read")
-        return []
-    examples, before = [], len(problems)
+def read_file(path: str, grader: str, problems: list, reports: list) -> list[Example]:
+    """The rows of one file, each with its place. Adds to `problems`, and to `reports` what form they have."""
+    form, read, unused = read_conversations(path, before := [])
+    problems += before
     default = {"task": os.path.splitext(os.path.basename(path))[0], "grader": grader}
-    for number, line in enumerate(lines, 1):
-        place = f"{name}:{number}"
+    examples = []
+    for place, row, conversation in read:
         try:
-            row = parse_line(line)
-            if row is not None:
-                examples.append(example_of(default | row, line, place))
+            examples.append(example_of(default | row, conversation, place))
         except BadInput as e:
             problems.append(f"{place}: {e}")
-    if not examples and len(problems) == before:
-        problems.append(f"{name}: empty; {WRITE}, one a line")
+    if read and not before:
+        reports.append(report(path, form, read, unused))
     return examples
 
 
-def no_field_twice(pairs: list[tuple]) -> dict:
-    if len(dict(pairs)) < len(pairs):
-        # json would keep the last and say nothing
-        raise ValueError("a field occurs twice")
-    return dict(pairs)
-
-
-def parse_line(line: bytes) -> dict | None:
-    """The object of a line; None of a blank one. Raises BadInput without the place."""
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as e:
-        raise BadInput(f"byte {e.start + 1} of the line, {line[e.start]:#04x}, is not UTF-8; save the file as UTF-8")
-    if not text.strip():
-        return None
-    try:
-        row = json.loads(text, object_pairs_hook=no_field_twice)
-    except (ValueError, RecursionError) as e:
-        # broken, a number too long, or nested too deeply
-        at = f", character {e.colno}" if isinstance(e, json.JSONDecodeError) else ""
-        raise BadInput(f"{quoted(text)} is not JSON that can be read ({getattr(e, 'msg', e)}{at}); {WRITE}")
-    if not isinstance(row, dict):
-        raise BadInput(f"{quoted(row)} is not an object; {WRITE}")
-    return row
-
-
-def example_of(row: dict, line: bytes, place: str) -> Example:
-    """The example of a line's object, whose every field is sound. Raises BadInput without the place."""
-    if unknown := sorted(row.keys() - set(FIELDS)):
-        raise BadInput(f'unknown field {", ".join(map(quoted, unknown[:5]))}; a line has "prompt", "response" and, '
-                       'if you like, "task", "split", "grader" and "answer"')
-    of_returns = row["grader"] in OF_RETURNS if isinstance(row["grader"], str) else False
-    for key in FIELDS:
-        if key not in row:
-            if key in ("prompt", "response"):
-                raise BadInput(f'{quoted(line.decode())} has no "{key}"; {WRITE}')
-            continue
-        if key == "answer" and of_returns:
-            continue
-        if not isinstance(row[key], str):
-            raise BadInput(f'"{key}" is {quoted(row[key])}; put a string there, in quotes')
-        if not row[key].strip():
-            raise BadInput(f'"{key}" is empty ({quoted(row[key])}); fill it in or delete the line')
-        if re.search("[\ud800-\udfff]", row[key]):
-            # JSON can spell these, UTF-8 cannot
-            raise BadInput(f'"{key}" is {quoted(row[key])} with half a surrogate pair; write the character itself')
+def example_of(row: dict, conversation, place: str) -> Example:
+    """The example of a row. Raises BadInput without the place."""
+    answer = row["answer"] if isinstance(row.get("answer"), list) else conversation.answer
     if row["grader"] not in GRADERS:
         raise BadInput(f'"grader" is {quoted(row["grader"])}; choose one of {", ".join(GRADERS)}')
     if row.get("split", "test") not in ("train", "test"):
         raise BadInput(f'"split" is {quoted(row["split"])}; write "train", or "test" for what is held out')
-    if of_returns and not sound_returns(row.get("answer")):
-        raise BadInput(f'"answer" is {quoted(row.get("answer"))}; for the grader {row["grader"]} list what each action '
-                       'earns in each state: [{"buy": 2, "hold": 1, "sell": 0}, ...]')
-    return Example(**row | {"task": " ".join(row["task"].split())}, place=place)
+    of_returns = row["grader"] in OF_RETURNS
+    if of_returns and not sound_returns(answer):
+        raise BadInput(f'"answer" is {quoted(answer)}; for the grader {row["grader"]} list what each action earns in '
+                       'each state: [{"buy": 2, "hold": 1, "sell": 0}, ...]')
+    if not of_returns and isinstance(answer, list):
+        raise BadInput(f'"answer" is {quoted(answer)}; put a string there, in quotes')
+    messages = conversation.messages
+    alone = len(messages) == 1 and not conversation.tools
+    prompt = messages[0]["content"] if alone else "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in messages)
+    return Example(prompt, conversation.response, answer or "", row["grader"], " ".join(row["task"].split()),
+                   row.get("split", ""), [] if alone else messages, conversation.tools, conversation.demo, place)
 
 
 def sound_returns(answer) -> bool:
@@ -512,14 +480,15 @@ def collate(examples: list[Example], tokenizer, shown: list[list[Example]] | Non
     """
     shown = [[e] for e in examples] if shown is None else shown
     end = tokenizer.end
-    bare = [tokenizer.prompt(e.prompt) for e in examples]
-    behind = [tokenizer.prompt(e.prompt, *((d.prompt, d.response) for d in ds)) for e, ds in zip(examples, shown)]
+    bare = [tokenizer.prompt(e.asked, tools=e.tools) for e in examples]
+    behind = [tokenizer.prompt(e.asked, *(d.shown for d in ds), tools=e.tools) for e, ds in zip(examples, shown)]
     responses = [[*tokenizer.encode(e.response), end] for e in examples]
     response, n = pad(responses, end)
     mask = torch.arange(response.shape[1]) < n[:, None]
     batch = Batch(*pad(bare, end), *pad(behind, end), response, mask)
     if against is not None:
-        others = [tokenizer.prompt(e.prompt, (e.prompt, other.response)) for e, other in zip(examples, against)]
+        others = [tokenizer.prompt(e.asked, (e.asked, other.shown[1]), tools=e.tools)
+                  for e, other in zip(examples, against)]
         batch.other_prompt, batch.other_length = pad(others, end)
     return batch
 

@@ -127,8 +127,11 @@ class Config:
         1e-3, "share of the pretraining tokens at which a row moves at half the rate; smaller keeps more and takes "
         "more steps; inf: all rows alike", within=(1e-12, float("inf")))
 
+    dry_run: bool = option(
+        False, "read everything, say what was found in the files and show a prompt of each task; train nothing",
+        group="the run and the machine", machine=True)
     out: str = option(
-        "out/run", "folder of the run: checkpoint, log, result", group="the run and the machine", machine=True)
+        "out/run", "folder of the run: checkpoint, log, result", machine=True)
     resume: bool = option(
         False, "go on from the checkpoint in the folder", machine=True)
     seed: int = option(
@@ -338,6 +341,7 @@ class Lessons:
     neighbours: list
     open_prompts: list
     folder: str | None            # the Hugging Face folder that the model was read from
+    reports: list                 # a line for each file: its rows, their form, and the fields that are not used
 
     def fingerprint(self) -> str:
         files = self.tasks, self.keep, self.reading, self.neighbours, self.open_prompts
@@ -372,7 +376,9 @@ def read_lessons(config) -> Lessons:
                        "were")
 
     # half of the model's context: the longest prompt of a batch may meet its longest answer
-    options = {"tokenizer": tokenizer, "context": model.config.context // 2, "grader": config.grader}
+    reports = []
+    options = {"tokenizer": tokenizer, "context": model.config.context // 2, "grader": config.grader,
+               "reports": reports}
     demos = read_examples(config.demos, **options)
     keep = held_out(read_examples(config.keep, **options))
     neighbours = held_out(read_examples(config.neighbours, **options))
@@ -386,7 +392,8 @@ def read_lessons(config) -> Lessons:
             raise BadInput(f"--contrast {config.contrast}: all demonstrations of a task ({task.name}) say the same, "
                            "and a contrast needs another one; leave it out, or add demonstrations")
     handed_on = {k: state[k] for k in ("frequency", "gates") if k in state}
-    return Lessons(model, tokenizer, learned, handed_on, tasks, keep, reading, neighbours, open_prompts, folder)
+    return Lessons(model, tokenizer, learned, handed_on, tasks, keep, reading, neighbours, open_prompts, folder,
+                   reports)
 
 
 def read_template(template) -> str:
@@ -438,6 +445,8 @@ def begin(config, lessons) -> Run:
     settings = dataclasses.asdict(config)
     about = {"settings": settings} | provenance()
     log = Log(config.out, run_name(config), about, saved["log_bytes"] if saved else 0)
+    if told := [line for line in lessons.reports if lessons.folder or "not used" in line]:
+        log.say("\n".join(told))
 
     tokenizer, tasks = lessons.tokenizer, lessons.tasks
     student, lessons.model = lessons.model.to(config.device), None
@@ -532,10 +541,8 @@ def look_at_the_teacher(run, config):
     unhelped = [i for i, text in enumerate(said) if grade(task.train[i], text) < 1]
     ceiling = 1 - len(unhelped) / len(said)
     run.history.ceiling.append(ceiling)
-    first = task.train[0]
-    run.log.say(f"the student sees   {tokenizer.show(tokenizer.prompt(first.prompt))}\n"
-                f"the teacher sees   {tokenizer.show(tokenizer.prompt(first.prompt, (first.prompt, first.response)))}\n"
-                f"task {run.task + 1} {task.name}: of {len(task.train)} demonstrations the model answers {bare:.2f} "
+    run.log.say(both_prompts(task, tokenizer))
+    run.log.say(f"task {run.task + 1} {task.name}: of {len(task.train)} demonstrations the model answers {bare:.2f} "
                 f"rightly by itself, {ceiling:.2f} when it is shown them")
     told = [f"{task.train[i].place}: shown {quoted(task.train[i].response)}, it answers {quoted(said[i])}"
             for i in unhelped]
@@ -546,6 +553,13 @@ def look_at_the_teacher(run, config):
         raise BadInput(*told[:10], f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the "
                        f"model answers {ceiling:.2f} of them rightly, and what it cannot read it cannot teach; try "
                        "another --template, demonstrations in whole sentences, --helped-only, or a lower --guard")
+
+
+def both_prompts(task, tokenizer) -> str:
+    """What student and teacher see of the first demonstration of a task."""
+    e = task.train[0]
+    bare, behind = tokenizer.prompt(e.asked, tools=e.tools), tokenizer.prompt(e.asked, e.shown, tools=e.tools)
+    return f"the student sees   {tokenizer.show(bare)}\nthe teacher sees   {tokenizer.show(behind)}"
 
 
 def rolled_back(run, right):
@@ -711,6 +725,12 @@ def main(argv=None):
         config = parse(argv)
         set_up_machine(config.device, config.threads, config.bf16)
         lessons = read_lessons(config)
+        if config.dry_run:
+            print("\n".join(lessons.reports))
+            for task in lessons.tasks:
+                print(f"{task.name}: {len(task.train)} to train on, {len(task.test)} to test on\n"
+                      f"{both_prompts(task, lessons.tokenizer)}")
+            return
     resume = f"python train.py --out {shlex.quote(config.out)} --resume"
     with ends_in_one_line(config.out, go_on=resume), locked(config.out):
         if not config.resume:

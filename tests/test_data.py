@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
+import formats
 import pretrain
 import runs
 from conftest import ROOT, VOCAB_SIZE
@@ -150,8 +151,8 @@ WRONG = {                         # what stands in the line, what the message sa
     "null": ("null", ["None is not an object"], "write {"),
     "list": ('["a", "b"]', ["['a', 'b'] is not an object"], "write {"),
     "string": ('"a\\nb"', ["'a\\nb' is not an object"], "write {"),
-    "no fields": ("{}", ['\'{}\' has no "prompt"'], "write {"),
-    "no prompt": ('{"response": "b"}', ['\'{"response": "b"}\' has no "prompt"'], "write {"),
+    "no fields": ("{}", ['no "prompt" among the fields (none)'], "write {"),
+    "no prompt": ('{"response": "b"}', ['no "prompt" among the fields (\'response\')'], "write {"),
     "no response": ('{"prompt": "b"}', ['no "response"'], "write {"),
     "prompt a number": ('{"prompt": 17, "response": "b"}', ['"prompt" is 17'], "put a string"),
     "prompt infinite": ('{"prompt": -Infinity, "response": "b"}', ['"prompt" is -inf'], "put a string"),
@@ -166,9 +167,6 @@ WRONG = {                         # what stands in the line, what the message sa
     "answer a number": (line(answer=4), ['"answer" is 4'], "put a string"),
     "answer null": (line(answer=None), ['"answer" is None'], "put a string"),
     "answer of returns for a text": (line(answer=[PAYS]), ["\"answer\" is [{'buy': 2"], "put a string"),
-    "unknown field": (line(Task="x"), ["unknown field 'Task'"], '"task"'),
-    "unknown fields": (line(reply="x", **{"b\n": 1}), ["unknown field 'b\\n', 'reply'"], '"answer"'),
-    "many unknown fields": (line(**{str(i): 0 for i in range(1000)}), ["'0', '1', '10', '100', '101';"], '"task"'),
     "empty prompt": (line(""), ['"prompt" is empty', "''"], "fill it in"),
     "blank response": (line(response=" \n\u3000"), ['"response" is empty', "' \\n\\u3000'"], "fill it in"),
     "blank task": (line(task="\t"), ['"task" is empty'], "fill it in"),
@@ -217,6 +215,34 @@ def test_wrong_line_is_named(tmp_path, wrong, said, remedy):
     assert remedy in message.split("; ", 1)[1]
 
 
+def report_of(paths):
+    read(paths, reports=(reports := []))
+    assert all(report.isprintable() for report in reports)
+    return "\n".join(reports)
+
+
+def test_form_and_fields_not_used_are_told_in_a_line_for_each_file(tmp_path):
+    a = write(tmp_path, GOOD, line(reply="x", Task="y", **{"b\n": 1}), name="a.jsonl")
+    assert report_of([a]).splitlines() == [
+        f"{a}: 2 rows, prompt/response; fields not used: 'reply', 'Task' (did you mean task?), 'b\\n'"]
+    many = write(tmp_path, GOOD, line(**{str(i): 0 for i in range(1000)}), name="b.jsonl")
+    assert report_of([many]).endswith("'8', '9', ...")
+
+
+def test_conversations_are_for_chat_models(tmp_path):
+    """A chat of one message is a prompt as any other; the small GPT has no words for another turn."""
+    def chat(*messages):
+        roles = ["user", "assistant"] * 2
+        return json.dumps({"messages": [{"role": r, "content": c} for r, c in zip(roles, messages)]})
+
+    single = write(tmp_path, chat("2 + 2", "four"), chat("3 + 3", "six"), name="single.jsonl")
+    assert [(e.prompt, e.response, e.messages) for e in read([single])] == [("2 + 2", "four", []), ("3 + 3", "six", [])]
+    turns = write(tmp_path, GOOD.replace("prompt", "question").replace("response", "answer"), name="other.jsonl")
+    assert read([turns], alone=True)[0].prompt == "1 + 1"
+    several = write(tmp_path, chat("2 + 2", "four", "and 3?", "seven"), name="several.jsonl")
+    assert f"{several}:1: " in refusal([several]) and "start from a chat model" in refusal([several])
+
+
 def test_long_value_is_cut_to_forty_characters(tmp_path):
     message = refusal([write(tmp_path, json.dumps({"prompt": "a" * 41, "respond": "x" * 40, "y" * 41: ""}))])
     assert "'" + "y" * 40 + "...'" in message and "'respond'" in message
@@ -225,7 +251,7 @@ def test_long_value_is_cut_to_forty_characters(tmp_path):
 
 def test_terminal_codes_do_not_reach_the_terminal(tmp_path):
     for value in ("\x1b[2J", "\u202eevil", "a\u2028b", "\x85", "\x00" * 3):
-        assert repr(value) in refusal([write(tmp_path, line(**{value: 1}))])
+        assert repr(value) in report_of([write(tmp_path, GOOD, line(**{value: 1}))])
         for name in ("split", "grader"):
             assert repr(value) in refusal([write(tmp_path, line(**{name: value}))])
 
@@ -616,7 +642,8 @@ FIELDS = st.fixed_dictionaries({"prompt": WORDS, "response": WORDS}, optional=MO
 OPTIONS = [*[{}] * 6, *[{"task": "t"}] * 6, {"grader": "contains", "answer": "é🌍"},
            {"task": "u", "split": "train"}, {"task": "u", "split": "test"}]
 VALID = st.integers(0, 99).map(lambda i: {"prompt": f"p{i}", "response": f"r{i} é🌍"} | OPTIONS[i % len(OPTIONS)])
-STRANGE = FIELDS | st.dictionaries(st.sampled_from([*data.FIELDS, "Task"]), JSON | WORDS, max_size=4)
+NAMES_OF_FIELDS = st.sampled_from(["prompt", "response", *formats.OF_ALL, "Task"])
+STRANGE = FIELDS | st.dictionaries(NAMES_OF_FIELDS, JSON | WORDS, max_size=4)
 BAD_LINES = [b"NaN", b"9" * 5000, b"[" * 2000, b'{"prompt":' * 2000, b"\xff\xfe",
              b'{"prompt": "a", "prompt": "b", "response": "c"}', b"\xef\xbb\xbf"]
 
