@@ -1,0 +1,213 @@
+"""A chat model, from a Hugging Face folder to one: a tiny random one, which knows nothing and is taught all the
+same."""
+import json
+import re
+
+import pytest
+import torch
+
+import eval as evaluate
+import penalties
+import sdft
+import train
+from chat import OFFICIAL
+from conftest import random_gpt
+from data import Example
+from model import GPT, Sampler, bf16_copy
+from runs import BadInput
+from test_chat import FILES, write
+from test_train import equal, raise_after, saved_by, teach
+
+transformers = pytest.importorskip("transformers")
+
+TINY = ("--batch-size 4 --steps 3 --guard 0 --converged 0 --watch-every 2 --save-every 1 --threads 1 "
+        "--device cpu --grader contains").split()
+WORDS = "Paris Rome Oslo Madrid Vienna Athens Lisbon Dublin".split()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a chat model, `base`, and with files: chats of one turn and of two, and open prompts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(penalties, "OF_CHAT", (600, 12))      # some of so many random texts end
+    vocab = -(-max(FILES["rare"]["model"]["vocab"].values()) // 64) * 64 + 64
+    gpt = random_gpt(0, vocab, gated=True, tied=True, n_kv_head=1, context=1024)
+    gpt.save_pretrained(tmp_path / "base")
+    write(tmp_path / "base", FILES["rare"], bos_token="<|im_start|>", eos_token="<|im_end|>",
+          tokenizer_class="PreTrainedTokenizerFast")
+    write_rows("capitals.jsonl", [[("user", f"What is town {i}?"), ("assistant", f"It is {word}.")]
+                                  for i, word in enumerate(WORDS)])
+    write_rows("talk.jsonl", [[("system", "Be brief."), ("user", "Hello!"), ("assistant", "Hi."),
+                               ("user", f"And town {i}?"), ("assistant", f"{word}.")] for i, word in enumerate(WORDS)])
+    return tmp_path
+
+
+def write_rows(name, chats):
+    with open(name, "w") as f:
+        for chat in chats:
+            f.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in chat]}) + "\n")
+
+
+def run(*options, demos=("capitals.jsonl", "talk.jsonl")):
+    return teach(["--init", "base", "--demos", *demos, "--keep", "capitals.jsonl", "--open-prompts", "talk.jsonl",
+                  *TINY, *options])
+
+
+FULL = ["--sampler", "0.5", "--contrast", "1", "--penalty", "self-replay"]
+
+
+@pytest.mark.parametrize("options", [["--method", "sft"], FULL])
+def test_a_run_leaves_a_folder_that_transformers_loads(here, options):
+    result = run(*options, "--out", "a")
+    weights = saved_by("a", "student")
+    start = GPT.from_pretrained("base").state_dict()
+    assert not any(torch.equal(w, start[k]) for k, w in weights.items() if w.ndim == 2)    # all were trained
+    ours, tokenizer, _ = evaluate.load_model("a")
+    assert equal(ours.state_dict(), weights)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("a/model", dtype=torch.float32)
+    ids = torch.tensor([tokenizer.prompt("What is town 3?")])
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    assert transformers.AutoTokenizer.from_pretrained("a/model").decode(ids[0]) == tokenizer.show(ids[0].tolist())
+    # the teacher is another model, in the checkpoint
+    teacher = evaluate.load_model("a", "teacher")[0].state_dict()
+    assert equal(teacher, saved_by("a", "teacher")) and not equal(teacher, weights)
+    assert isinstance(evaluate.ask("a", "What is town 3?"), str)
+    assert len(result["kept"]) == len(result["open_words"]) == 3 and result["open_words"][0] > 0
+    assert result["steps"] == [3, 3] and len(result["ceiling"]) == (0 if "sft" in options else 2)
+    # and another run may start from it
+    config = train.parse(["--init", "a", "--demos", "capitals.jsonl", "--out", "b"])
+    assert train.read_lessons(config).folder == "a/model"
+
+
+@pytest.mark.parametrize("options", [["--method", "sft"], FULL, ["--bf16", "--helped-only"]])
+@pytest.mark.parametrize("killed_at", [1, 4])
+def test_a_killed_run_resumed_equals_the_straight_run_bit_for_bit(here, monkeypatch, options, killed_at):
+    straight = run(*options, "--out", "straight")
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        raise_after(patch, killed_at, SystemError("killed"))
+        run(*options, "--out", "killed")
+    resumed = teach(["--out", "killed", "--resume"])
+    for name in ("student", "teacher"):
+        assert equal(saved_by("straight", name), saved_by("killed", name))
+    # as text: NaN is not NaN
+    for name in ("R", "kept", "open_words", "drift_base", "ceiling", "left_out", "teacher_curve", "generated_tokens"):
+        assert str(straight[name]) == str(resumed[name])
+    assert equal(GPT.from_pretrained("straight/model").state_dict(), GPT.from_pretrained("killed/model").state_dict())
+
+
+def test_what_the_teacher_cannot_read_is_not_taught(here, capsys):
+    """The tiny model answers no demonstration rightly: rows and remedy are named, and no step is made."""
+    with pytest.raises(BadInput) as e:
+        run("--guard", "0.5", "--out", "a")
+    *rows, last = e.value.args
+    named = r"capitals.jsonl:\d: shown 'It is \w+\.', it answers '"
+    assert len(rows) == 6 and all(re.match(named, row) for row in rows)
+    assert "--guard 0.5: " in last and "answers 0.00 of them rightly" in last and "another --template" in last
+    assert saved_by("a", "step") == 0
+    said = capsys.readouterr().out
+    assert "the student sees   <|im_start|>" in said and "This is an example for a response to the question:" in said
+
+
+def test_only_what_helps_is_trained_on_where_asked(here, monkeypatch, capsys):
+    """Of the demonstrations, those of even numbers are read."""
+    asked, collate = [], train.collate
+
+    def said(model, tokenizer, examples, shown=False, **options):
+        return [e.response if shown and int(re.search(r"\d+", e.prompt)[0]) % 2 == 0 else "?" for e in examples]
+
+    def watched(examples, *rest):
+        asked.extend(e.prompt for e in examples)
+        return collate(examples, *rest)
+
+    monkeypatch.setattr(train, "answers", said)
+    monkeypatch.setattr(train, "collate", watched)
+    monkeypatch.setattr(train, "check_shown", lambda *_: None)
+    result = run("--helped-only", "--guard", "0", "--out", "a", demos=["capitals.jsonl"])
+    numbers = {int(re.search(r"\d+", text)[0]) for text in asked}
+    assert numbers and all(n % 2 == 0 for n in numbers)
+    assert 0 < result["ceiling"][0] < 1 and len(result["left_out"][0]) == round((1 - result["ceiling"][0]) * 6)
+    assert "left out:\ncapitals.jsonl:" in capsys.readouterr().out
+
+
+def test_the_template_is_a_text_a_file_or_an_earlier_turn(here):
+    (here / "words.txt").write_text("{demo} | {prompt}\n")
+
+    def seen(*options):
+        config = train.parse(["--init", "base", "--demos", "capitals.jsonl", "--out", "a", *options])
+        lessons = train.read_lessons(config)
+        return train.both_prompts(lessons.tasks[0], lessons.tokenizer).split("the teacher sees   ")[1]
+
+    e = train.read_lessons(train.parse(["--init", "base", "--demos", "capitals.jsonl", "--out", "a"])).tasks[0].train[0]
+    assert OFFICIAL.format(prompt=e.prompt, demo=e.response) in seen()
+    assert f"{e.response} | {e.prompt}<|im_end|>" in seen("--template", "words.txt")
+    assert f"{e.prompt}: {e.response}!<|im_end|>" in seen("--template", "{prompt}: {demo}!")
+    turns = f"user\n{e.prompt}<|im_end|>\n<|im_start|>assistant\n{e.response}<|im_end|>\n<|im_start|>user\n{e.prompt}"
+    assert turns in seen("--template", "earlier-turn")
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--template", "no fields"], "lacks {prompt} and {demo}"),
+    (["--penalty", "ewc"], "a chat model is trained by AdamW; choose"),
+    (["--method", "sft", "--template", "{prompt} {demo}"], "--template"),
+])
+def test_options_that_do_not_fit_a_chat_model(here, options, said):
+    with pytest.raises(BadInput, match=re.escape(said)):
+        run("--out", "a", *options)
+    assert not (here / "a").exists()
+
+
+def test_a_dry_run_tells_what_was_found_and_writes_nothing(here, capsys, monkeypatch):
+    monkeypatch.setattr(sdft, "sdft_step", None)
+    before = sorted(p.name for p in here.iterdir())
+    train.main(["--init", "base", "--demos", "capitals.jsonl", "talk.jsonl", "--dry-run", "--out", "a"])
+    said = capsys.readouterr().out
+    assert "capitals.jsonl: 8 rows, chat\n" in said and "talk.jsonl: 8 rows, chat, 4 turns at most\n" in said
+    assert "talk: 6 to train on, 2 to test on\n" in said and "<|im_start|>system\nBe brief.<|im_end|>" in said
+    assert sorted(p.name for p in here.iterdir()) == before
+
+
+def test_rates_rise_and_are_what_the_guard_left_of_them(here):
+    config = train.parse(["--init", "base", "--demos", "capitals.jsonl", "--out", "a", "--lr", "1e-4", "--warmup", "4"])
+    run = train.begin(config, train.read_lessons(config))
+    assert isinstance(run.optimizer, torch.optim.AdamW)
+    found = []
+    for run.step, run.rate in ((0, 1), (1, 1), (3, 1), (9, 1), (9, 0.5)):
+        train.set_rates(run, config)
+        found.append(run.optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx([2.5e-5, 5e-5, 1e-4, 1e-4, 5e-5])
+    run.log.leave()
+
+
+def test_a_copy_in_bf16_answers_with_the_weights_of_now():
+    gpt, sample = random_gpt(0), Sampler(end=9, temperature=0.01, bf16=True)
+    prompt, length = torch.randint(300, 900, (4, 6)), torch.full((4,), 6)
+    sample(gpt, prompt, length, 8)
+    with torch.no_grad():
+        for p in gpt.parameters():
+            p.mul_(-1.5)
+    sample(gpt, prompt, length, 8)
+    for now, copied in zip(gpt.parameters(), sample.copy.parameters()):
+        assert copied.dtype == torch.bfloat16 and torch.equal(copied, now.bfloat16())
+    assert bf16_copy(gpt).cos.dtype == torch.float32 and gpt.embed.weight.dtype == torch.float32
+
+
+def test_dreams_of_a_chat_model_stand_behind_its_header(here):
+    model, tokenizer, _ = evaluate.load_model("base")
+    prompt, length, response, mask = penalties.dream(model, tokenizer, Sampler(tokenizer.end), 600, 12)
+    for row, n in zip(prompt.tolist(), length.tolist()):
+        head, foot = len(tokenizer.header), len(tokenizer.footer)
+        assert row[:head] == tokenizer.header and row[n - foot : n] == tokenizer.footer
+        assert tokenizer.end not in row[head : n - foot]
+    assert len(prompt) == len(response) and response.shape == mask.shape
+
+
+def test_a_row_that_a_template_refuses_is_named(here):
+    write_rows("bad.jsonl", [[("user", "a"), ("assistant", "b")], [("user", "c <|eot_id|>"), ("assistant", "d")]])
+    with pytest.raises(BadInput, match=r"bad.jsonl:2: .*<\|eot_id\|>"):
+        run("--out", "a", demos=["bad.jsonl"])
+
+
+def test_what_the_teacher_is_shown_may_differ_from_the_answer():
+    assert Example("a", "b").shown == ("a", "b") and Example("a", "b", demo="c").shown == ("a", "c")
+    turns = [{"role": "user", "content": "a"}]
+    assert Example("a", "b", messages=turns).asked == turns
