@@ -58,7 +58,9 @@ class Drift:
     def __init__(self, base, tokenizer, examples, most=64, head=None):
         self.batch = None
         if examples:
-            self.batch = collate(examples[:most], tokenizer)
+            # spread over all of them
+            examples = examples[:: -(-len(examples) // most)]
+            self.batch = collate(examples, tokenizer)
             self.response, self.mask = self.answer(base, tokenizer)
             self.hidden = self.score(base).cpu()
             self.head = base.head.weight.detach().to("cpu", copy=True) if head is None else head
@@ -329,9 +331,9 @@ def show_teacher(path, files=()):
     and teacher thought of each of its tokens. files: demonstrations; by default those that the run was taught."""
     student, tokenizer, state = load_model(path)
     teacher, _, _ = load_model(path, "teacher")
-    files = files or state["settings"].get("demos")
+    files = files or state.get("settings", {}).get("demos")
     if not files:
-        raise BadInput(f"{path}: a base model was taught no files; name one behind it")
+        raise BadInput(f"{path}: of this model it is not known what it was taught; name a file behind it")
 
     def word(token):
         return printable(tokenizer.show([token])) or "(padding)"

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -369,7 +370,8 @@ def read_lessons(config) -> Lessons:
                        "choose replay, self-replay or lwf")
     if "pretraining" in state:
         raise BadInput(f"--init {config.init}: its pretraining has not ended; go on with it first (lab/pretrain.py)")
-    if os.path.realpath(checkpoint_path(config.init)) == os.path.realpath(checkpoint_path(config.out)):
+    there = [config.out, os.path.join(config.out, "model")]
+    if os.path.realpath(os.path.dirname(checkpoint_path(config.init))) in map(os.path.realpath, there):
         raise BadInput(f"--out {config.out}: the new checkpoint would be written over the old one (--init); choose "
                        "another folder")
     if not all(weight.isfinite().all() for weight in model.state_dict().values()):
@@ -387,14 +389,19 @@ def read_lessons(config) -> Lessons:
     reading = read_examples(config.reading, **options, alone=True)
     tasks = into_tasks(demos, config.holdout, config.seed, config.task_order)
     learned = tokenizer.learn(demos + keep + neighbours, reading)
-    check_shown(tasks, config.shown, learned, model.config.context)
+    check_others(tasks, config, learned, model.config.context)
+    handed_on = {k: state[k] for k in ("frequency", "gates") if k in state}
+    return Lessons(model, tokenizer, learned, handed_on, tasks, keep, reading, neighbours, open_prompts, folder,
+                   reports)
+
+
+def check_others(tasks, config, tokenizer, context):
+    """Raises BadInput where a task has not the other demonstrations that --shown and --contrast need."""
+    check_shown(tasks, config.shown, tokenizer, context)
     for task in tasks if config.contrast else []:
         if len({e.response for e in task.train}) < 2:
             raise BadInput(f"--contrast {config.contrast}: all demonstrations of a task ({task.name}) say the same, "
                            "and a contrast needs another one; leave it out, or add demonstrations")
-    handed_on = {k: state[k] for k in ("frequency", "gates") if k in state}
-    return Lessons(model, tokenizer, learned, handed_on, tasks, keep, reading, neighbours, open_prompts, folder,
-                   reports)
 
 
 def read_template(template) -> str:
@@ -550,6 +557,8 @@ def look_at_the_teacher(run, config):
     if config.helped_only and len(unhelped) < len(said):
         run.history.left_out[-1] = unhelped
         run.log.say("\n".join([f"trained on the {len(said) - len(unhelped)} that it reads; left out:", *told]))
+        left = dataclasses.replace(task, train=without(unhelped, task.train))
+        check_others([left], config, tokenizer, run.student.config.context)
     elif ceiling < config.guard:
         raise BadInput(*told[:10], f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the "
                        f"model answers {ceiling:.2f} of them rightly, and what it cannot read it cannot teach; try "
@@ -737,6 +746,7 @@ def main(argv=None):
         if not config.resume:
             # after a kill, --resume would go on with an older run
             remove(config.out, "checkpoint.pt", "result.json", START)
+            shutil.rmtree(os.path.join(config.out, "model"), ignore_errors=True)
         learn(config, begin(config, lessons))
 
 

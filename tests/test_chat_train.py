@@ -156,6 +156,37 @@ def test_options_that_do_not_fit_a_chat_model(here, options, said):
     assert not (here / "a").exists()
 
 
+def test_a_new_run_takes_the_place_of_an_old_model_but_not_of_its_own_start(here):
+    options = ["--demos", "capitals.jsonl", *TINY, "--method", "sft"]
+    train.main(["--init", "base", *options, "--out", "a"])
+    kept = (here / "a/model/model.safetensors").read_bytes()
+    for init in ("a", "a/model"):
+        with pytest.raises(SystemExit):
+            train.main(["--init", init, *options, "--out", "a"])
+    assert (here / "a/model/model.safetensors").read_bytes() == kept
+    with pytest.raises(SystemExit):                        # nothing of this run is there, nor of the other
+        train.main(["--init", "base", "--demos", "capitals.jsonl", *TINY, "--guard", "0.9", "--out", "a"])
+    assert not (here / "a/model").exists()
+
+
+def test_a_chat_model_is_shown_as_student_and_teacher(here, capsys):
+    run("--out", "a")
+    evaluate.show_teacher("a", ["capitals.jsonl"])
+    said = capsys.readouterr().out
+    assert "the teacher sees   <|im_start|>system" in said and "nats a token" in said
+    with pytest.raises(BadInput, match="name a file behind it"):
+        evaluate.show_teacher("a")
+
+
+def test_a_contrast_needs_two_answers_among_those_that_help(here, monkeypatch):
+    def said(model, tokenizer, examples, shown=False, **options):
+        return [e.response if shown and i == 0 else "?" for i, e in enumerate(examples)]
+
+    monkeypatch.setattr(train, "answers", said)
+    with pytest.raises(BadInput, match="--contrast 1.0: all demonstrations of a task .capitals. say the same"):
+        run("--helped-only", "--contrast", "1", "--out", "a", demos=["capitals.jsonl"])
+
+
 def test_a_dry_run_tells_what_was_found_and_writes_nothing(here, capsys, monkeypatch):
     monkeypatch.setattr(sdft, "sdft_step", None)
     before = sorted(p.name for p in here.iterdir())
