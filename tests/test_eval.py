@@ -298,5 +298,5 @@ def test_what_student_and_teacher_see_is_shown(tmp_path, tokenizer, capsys, monk
 
 def test_a_base_model_was_taught_nothing_that_could_be_shown(tmp_path, tokenizer):
     save_checkpoint(tmp_path, tokenizer)
-    with pytest.raises(BadInput, match="a base model was taught no files; name one behind it"):
+    with pytest.raises(BadInput, match="of this model it is not known what it was taught; name a file behind it"):
         evaluate.show_teacher(str(tmp_path))
