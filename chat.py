@@ -228,6 +228,17 @@ EARLIER = "earlier-turn"
 MARK = "{any text}"
 
 
+def template_of(said: str) -> str:
+    """The template that --template says: its text, the file of that name, or nothing, which is OFFICIAL. BadInput."""
+    if not os.path.isfile(said):
+        return said or OFFICIAL
+    try:
+        with open(said, encoding="utf-8") as f:
+            return f.read().rstrip("\n")
+    except (OSError, ValueError) as e:
+        raise BadInput(f"--template {said}: cannot be read ({e}); give a text file in UTF-8")
+
+
 class ChatTokenizer:
     """The tokenizer of a folder, with the same methods as data.WordTokenizer; prompts are conversations.
 

@@ -342,7 +342,8 @@ def without_repetitions(examples, problems) -> list[Example]:
     kept, known = [], {}
     for example in examples:
         key = " ".join(example.prompt.split())
-        first = known.setdefault(key, example)
+        # what tools there are is part of the question
+        first = known.setdefault((key, repr(example.tools)), example)
         if differ := different_answers(example, first, responses_too=example.task not in split):
             problems.append(f"{example.place}: {quoted(key)} is answered {quoted(differ[0])}, but {quoted(differ[1])} "
                             f"at {first.place}; keep one of the two")
@@ -422,7 +423,7 @@ def check_shown(tasks, k, tokenizer, context):
         if len(task.train) - max(prompts.values()) < k:
             raise BadInput(f"--shown {k}: the {len(task.train)} demonstrations of a task ({task.name}) have only "
                            f"{len(prompts)} different prompts; show fewer, or add some")
-        longest = sorted(task.train, key=lambda e: -len(e.prompt.encode() + e.response.encode()))[:k]
+        longest = sorted(task.train, key=lambda e: -len(e.prompt.encode() + e.shown[1].encode()))[:k]
         batch = collate(task.train, tokenizer, [longest] * len(task.train))
         needed = batch.demo_prompt.shape[1] + batch.room
         if needed > context:

@@ -15,24 +15,31 @@ import numpy as np
 import torch
 
 import sdft
-from chat import OFFICIAL, ChatTokenizer
+from chat import OFFICIAL, ChatTokenizer, template_of
 from data import VOICED, WordTokenizer, collate, grade, in_own_voice, into_tasks, read_examples
 from model import GPT, GPTConfig, bf16_copy
-from runs import BadInput, ends_in_one_line, load_checkpoint, printable, read_json, write_json
+from runs import BadInput, checkpoint_path, ends_in_one_line, load_checkpoint, printable, read_json, write_json
 
 OPEN = 64                         # tokens that the answer to an open prompt may have
+AT_ONCE = 2**16                   # tokens of prompts and answers, and so places of the cache, when many are asked
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One model, some examples.
 
 
 def answers(model, tokenizer, examples, shown=False, batch=256, room=0) -> list[str]:
-    """Greedy answers to the bare prompts, or to the prompts behind their demonstrations, of at most `room` tokens; 0: a
-    little more than the longest demonstration beside which one is made."""
+    """Greedy answers to the bare prompts, or to the prompts behind their demonstrations (shown: True, or of each prompt
+    a list of others), of at most `room` tokens; 0: a little more than the longest demonstration of those asked at once.
+    These are so few that they and their answers have at most AT_ONCE tokens."""
     said = []
-    for i in range(0, len(examples), batch):
-        b = collate(examples[i : i + batch], tokenizer).to(model.head.weight.device)
+    while len(said) < len(examples):
+        rows = slice(len(said), len(said) + batch)
+        b = collate(examples[rows], tokenizer, shown[rows] if isinstance(shown, list) else None)
         prompt, length = (b.demo_prompt, b.demo_length) if shown else (b.prompt, b.length)
+        if batch > 1 and len(prompt) * (prompt.shape[1] + (room or b.room)) > AT_ONCE:
+            batch = max(1, min(batch, len(prompt)) // 2)
+            continue
+        prompt, length = (t.to(model.head.weight.device) for t in (prompt, length))
         response, _ = model.generate(prompt, length, room or b.room, tokenizer.end, temperature=0)
         said += [tokenizer.decode(r) for r in response.tolist()]
     return said
@@ -59,7 +66,8 @@ class Drift:
         self.batch = None
         if examples:
             # spread over all of them
-            examples = examples[:: -(-len(examples) // most)]
+            spread = np.linspace(0, len(examples) - 1, min(most, len(examples)))
+            examples = [examples[i] for i in spread.astype(int)]
             self.batch = collate(examples, tokenizer)
             self.response, self.mask = self.answer(base, tokenizer)
             self.hidden = self.score(base).cpu()
@@ -289,17 +297,24 @@ def model_folder(path) -> str | None:
 def load_model(path, which="student", template=OFFICIAL) -> tuple[GPT, WordTokenizer | ChatTokenizer, dict]:
     """The student or the teacher of a checkpoint, its tokenizer, and all that the checkpoint holds. Raises BadInput.
 
-    A Hugging Face folder is a student, and holds nothing else. template: how its teacher is shown a demonstration.
+    Of a Hugging Face folder student and teacher are the same, but a run of it has a teacher of its own. template: how
+    the teacher is shown a demonstration, where no run says it.
     """
     if folder := model_folder(path):
         try:
             model = GPT.from_pretrained(folder)
         except ValueError as e:
             raise BadInput(str(e))
-        if which == "teacher":
-            model.load_state_dict(load_checkpoint(path)["teacher"])
-        return model.eval(), ChatTokenizer(folder, template), {}
+        state = {}
+        if which == "teacher" and os.path.exists(checkpoint_path(path)):
+            state = load_checkpoint(path)
+            model.load_state_dict(state["teacher"])
+            template = template_of(state["settings"]["template"])
+        return model.eval(), ChatTokenizer(folder, template), state
     state = load_checkpoint(path)
+    if not state["tokenizer"]:
+        raise BadInput(f"{path}: a run of a chat model that has not learned its first task; go on with it first: "
+                       f"python train.py --out {path} --resume")
     try:
         tokenizer = WordTokenizer(**state["tokenizer"])
         model = GPT(GPTConfig(**state["model"]))
@@ -329,8 +344,11 @@ def ask(path, prompt) -> str:
 def show_teacher(path, files=()):
     """The method in a terminal: for the first row of each task both prompts, the student's sample, and what student
     and teacher thought of each of its tokens. files: demonstrations; by default those that the run was taught."""
-    student, tokenizer, state = load_model(path)
-    teacher, _, _ = load_model(path, "teacher")
+    student, _, _ = load_model(path)
+    teacher, tokenizer, state = load_model(path, "teacher")
+    if state:
+        # a chat model's folder is that of the last task learned, the checkpoint may be later
+        student.load_state_dict(state["student"])
     files = files or state.get("settings", {}).get("demos")
     if not files:
         raise BadInput(f"{path}: of this model it is not known what it was taught; name a file behind it")

@@ -12,9 +12,11 @@ import io
 import json
 import os
 import platform
+import re
 import reprlib
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,9 +324,12 @@ def locked(folder):
             raise BadInput(f"{folder}: another run is at work in this folder; wait for it, or choose another with "
                            "--out")
         for name in os.listdir(folder):
-            # half-written files of a process that was killed
-            if name.endswith(".part"):
-                os.remove(os.path.join(folder, name))
+            # half-written files of a process that was killed, and the folder that it was about to replace
+            path = os.path.join(folder, name)
+            if os.path.isdir(path) and re.fullmatch(r"model\.\d+\.(part|old)", name):
+                shutil.rmtree(path)
+            elif name.endswith(".part"):
+                os.remove(path)
         yield
 
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 import torch.fx.experimental._config
 
 import sdft
-from chat import OFFICIAL
+from chat import template_of
 from data import GRADERS, OF_RETURNS, WordTokenizer, check_shown, collate, grade, held_out, into_tasks, read_examples
 from eval import Probe, accuracy, answers, changes, continual_metrics, load_model, mean, model_folder
 from model import GPT, Sampler, bf16_copy, frozen_copy
@@ -50,7 +50,7 @@ class Config:
         "student", "who answers, and is trained on that: student, teacher (behind its demonstration), or the share of "
         "rows that the teacher answers, such as 0.5", only=SDFT)
     temperature: float = option(
-        1.0, "of the samples", within=(0.01, 100), only=SDFT)
+        1.0, "of all samples, those that penalties need among them", within=(0.01, 100), only=SDFT)
     contrast: float = option(
         0.0, "how much of what a demonstration makes the teacher say whatever it shows is taken out of the target: "
         "0 nothing, 1 all (sdft.py, 7)", within=(0, 10), only=SDFT)
@@ -271,7 +271,7 @@ def without(left_out, train) -> list:
 
 def another(example, train, rng):
     """A demonstration of the same task that says something else."""
-    return rng.choice([e for e in train if e.response != example.response])
+    return rng.choice([e for e in train if e.shown[1] != example.shown[1]])
 
 
 def shown_accuracy(teacher, tokenizer, batch, examples) -> float:
@@ -347,7 +347,9 @@ class Lessons:
 
     def fingerprint(self) -> str:
         files = self.tasks, self.keep, self.reading, self.neighbours, self.open_prompts
-        found = hashlib.sha256(repr(files).encode())
+        # tokenizer and templates are files as well
+        prompts = [both_prompts(task, self.tokenizer) for task in self.tasks]
+        found = hashlib.sha256(repr((files, prompts)).encode())
         for weight in self.model.state_dict().values():
             found.update(weight.cpu().numpy().tobytes())
         return found.hexdigest()[:16]
@@ -356,11 +358,12 @@ class Lessons:
 def read_lessons(config) -> Lessons:
     """The checkpoint of --init and the files. Raises BadInput for all that cannot be used; nothing is written.
 
-    A run keeps what it started from beside its own checkpoint: --resume needs --init no more.
+    A run of the small GPT keeps what it started from beside its own checkpoint: --resume needs --init no more. That of
+    a Hugging Face folder needs it as it was.
     """
     kept = os.path.join(config.out, START)
     init = kept if config.resume and os.path.exists(kept) else config.init
-    model, tokenizer, state = load_model(init, template=read_template(config.template))
+    model, tokenizer, state = load_model(init, template=template_of(config.template))
     folder = model_folder(init)
     if not folder and (config.template or config.helped_only):
         raise BadInput(f"--init {config.init}: --template and --helped-only are for chat models, from a Hugging Face "
@@ -370,8 +373,9 @@ def read_lessons(config) -> Lessons:
                        "choose replay, self-replay or lwf")
     if "pretraining" in state:
         raise BadInput(f"--init {config.init}: its pretraining has not ended; go on with it first (lab/pretrain.py)")
-    there = [config.out, os.path.join(config.out, "model")]
-    if os.path.realpath(os.path.dirname(checkpoint_path(config.init))) in map(os.path.realpath, there):
+    start = os.path.realpath(os.path.dirname(checkpoint_path(config.init)))
+    model_there = os.path.realpath(os.path.join(config.out, "model"))
+    if start == os.path.realpath(config.out) or os.path.commonpath([start, model_there]) == model_there:
         raise BadInput(f"--out {config.out}: the new checkpoint would be written over the old one (--init); choose "
                        "another folder")
     if not all(weight.isfinite().all() for weight in model.state_dict().values()):
@@ -399,20 +403,15 @@ def check_others(tasks, config, tokenizer, context):
     """Raises BadInput where a task has not the other demonstrations that --shown and --contrast need."""
     check_shown(tasks, config.shown, tokenizer, context)
     for task in tasks if config.contrast else []:
-        if len({e.response for e in task.train}) < 2:
+        if len({e.shown[1] for e in task.train}) < 2:
             raise BadInput(f"--contrast {config.contrast}: all demonstrations of a task ({task.name}) say the same, "
                            "and a contrast needs another one; leave it out, or add demonstrations")
-
-
-def read_template(template) -> str:
-    """The words in which a teacher is shown a demonstration: what --template says, or the file of that name."""
-    if not os.path.isfile(template):
-        return template or OFFICIAL
-    try:
-        with open(template, encoding="utf-8") as f:
-            return f.read().rstrip("\n")
-    except (OSError, ValueError) as e:
-        raise BadInput(f"--template {template}: cannot be read ({e}); give a text file in UTF-8")
+        longest = max(task.train, key=lambda e: len(e.shown[1].encode()))
+        batch = collate(task.train, tokenizer, against=[longest] * len(task.train))
+        if (needed := batch.other_prompt.shape[1] + batch.room) > context:
+            raise BadInput(f"--contrast {config.contrast}: with the longest demonstration of a task ({task.name}, "
+                           f"{longest.place}) a prompt and its answer take {needed} tokens, more than {context}; "
+                           "shorten it")
 
 
 @dataclass
@@ -545,21 +544,23 @@ def look_at_the_teacher(run, config):
     task, tokenizer = run.lessons.tasks[run.task], run.lessons.tokenizer
     model = bf16_copy(run.teacher) if config.bf16 else run.teacher
     bare = accuracy(model, tokenizer, task.train)
-    said = answers(model, tokenizer, task.train, shown=True)
+    rng = random.Random(f"look {config.seed}")
+    shown = [others(e, task.train, config.shown, rng) for e in task.train] if config.shown else True
+    said = answers(model, tokenizer, task.train, shown)
     unhelped = [i for i, text in enumerate(said) if grade(task.train[i], text) < 1]
     ceiling = 1 - len(unhelped) / len(said)
     run.history.ceiling.append(ceiling)
     run.log.say(both_prompts(task, tokenizer))
     run.log.say(f"task {run.task + 1} {task.name}: of {len(task.train)} demonstrations the model answers {bare:.2f} "
                 f"rightly by itself, {ceiling:.2f} when it is shown them")
-    told = [f"{task.train[i].place}: shown {quoted(task.train[i].response)}, it answers {quoted(said[i])}"
+    told = [f"{task.train[i].place}: shown {quoted(task.train[i].shown[1])}, it answers {quoted(said[i])}"
             for i in unhelped]
     if config.helped_only and len(unhelped) < len(said):
         run.history.left_out[-1] = unhelped
         run.log.say("\n".join([f"trained on the {len(said) - len(unhelped)} that it reads; left out:", *told]))
         left = dataclasses.replace(task, train=without(unhelped, task.train))
         check_others([left], config, tokenizer, run.student.config.context)
-    elif ceiling < config.guard:
+    elif ceiling < config.guard or config.helped_only and unhelped:
         raise BadInput(*told[:10], f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the "
                        f"model answers {ceiling:.2f} of them rightly, and what it cannot read it cannot teach; try "
                        "another --template, demonstrations in whole sentences, --helped-only, or a lower --guard")
@@ -576,6 +577,8 @@ def rolled_back(run, right):
     """The guard has put the last good pair of models back: the rates are halved."""
     run.history.guard_trips += 1
     run.recent, run.rate = [], run.rate / 2
+    # Adam's moments lead to where the models were
+    run.optimizer.state.clear()
     run.log.say(f"task {run.task + 1} step {run.step}: the teacher answers {right:.0%} of its demonstrations rightly: "
                 "rolled back, rates halved")
 
@@ -605,7 +608,10 @@ def end_task(run):
                 "shown demonstrations": history.teacher_accuracy[i], "neighbours": history.neighbours[i],
                 "drift": history.drift_base[i], "words to open prompts": history.open_words[i]}
     if run.lessons.folder:
-        run.student.save_pretrained(os.path.join(os.path.dirname(run.path), "model"), run.lessons.folder)
+        try:
+            run.student.save_pretrained(os.path.join(os.path.dirname(run.path), "model"), run.lessons.folder)
+        except ValueError as e:
+            raise BadInput(f"the model of task {i} cannot be written: {e}")
     told = ", ".join(f"{name} {share:.2f}" for name, share in measured.items() if not np.isnan(share))
     run.log.say(f"task {i}/{len(R[0])} {run.lessons.tasks[i - 1].name}: {R[i - 1][i - 1]:.2f} before, learned to "
                 f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; {told}")
@@ -687,6 +693,9 @@ def parse(argv=None) -> Config:
             raise BadInput(f"{refused}{flag(name)} is missing: a checkpoint and files go in; a first checkpoint: "
                            "python lab/pretrain.py --out out/base; first files: python lab/world.py --out out/world; "
                            "then --init out/base --demos out/world/tasks/*.jsonl")
+    if config.contrast and config.shown:
+        raise BadInput(f"{refused}--contrast {config.contrast}: goes with the demonstration of the same prompt; leave "
+                       "out --shown")
     share_of_teacher(config.sampler)
     if config.penalty == "replay" and config.strength > 1:
         raise BadInput(f"{refused}--strength {config.strength}: of replay it is a share, from 0 to 1")
@@ -730,6 +739,15 @@ def began_with(folder) -> dict:
     raise BadInput(f"{path}: no such checkpoint; begin the run first, without --resume")
 
 
+def remove_model(folder):
+    """Takes away the model that an earlier run has left in its folder, and nothing else of that name."""
+    path = os.path.join(folder, "model")
+    if os.path.exists(os.path.join(folder, "log.jsonl")) and os.path.exists(os.path.join(path, "config.json")):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        raise BadInput(f"--out {folder}: {path} is there, and no run has made it; choose another folder")
+
+
 def main(argv=None):
     with ends_in_one_line():
         config = parse(argv)
@@ -745,8 +763,8 @@ def main(argv=None):
     with ends_in_one_line(config.out, go_on=resume), locked(config.out):
         if not config.resume:
             # after a kill, --resume would go on with an older run
+            remove_model(config.out)
             remove(config.out, "checkpoint.pt", "result.json", START)
-            shutil.rmtree(os.path.join(config.out, "model"), ignore_errors=True)
         learn(config, begin(config, lessons))
 
 

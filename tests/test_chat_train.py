@@ -12,9 +12,9 @@ import sdft
 import train
 from chat import OFFICIAL
 from conftest import random_gpt
-from data import Example
+from data import Example, read_examples
 from model import GPT, Sampler, bf16_copy
-from runs import BadInput
+from runs import BadInput, locked
 from test_chat import FILES, write
 from test_train import equal, raise_after, saved_by, teach
 
@@ -79,7 +79,7 @@ def test_a_run_leaves_a_folder_that_transformers_loads(here, options):
     assert train.read_lessons(config).folder == "a/model"
 
 
-@pytest.mark.parametrize("options", [["--method", "sft"], FULL, ["--bf16", "--helped-only"]])
+@pytest.mark.parametrize("options", [["--method", "sft"], FULL, ["--bf16", "--shown", "1"]])
 @pytest.mark.parametrize("killed_at", [1, 4])
 def test_a_killed_run_resumed_equals_the_straight_run_bit_for_bit(here, monkeypatch, options, killed_at):
     straight = run(*options, "--out", "straight")
@@ -147,6 +147,7 @@ def test_the_template_is_a_text_a_file_or_an_earlier_turn(here):
 
 @pytest.mark.parametrize("options, said", [
     (["--template", "no fields"], "lacks {prompt} and {demo}"),
+    (["--contrast", "1", "--shown", "1"], "leave out --shown"),
     (["--penalty", "ewc"], "a chat model is trained by AdamW; choose"),
     (["--method", "sft", "--template", "{prompt} {demo}"], "--template"),
 ])
@@ -174,8 +175,59 @@ def test_a_chat_model_is_shown_as_student_and_teacher(here, capsys):
     evaluate.show_teacher("a", ["capitals.jsonl"])
     said = capsys.readouterr().out
     assert "the teacher sees   <|im_start|>system" in said and "nats a token" in said
+    evaluate.show_teacher("a")                             # what it was taught, in its own words
+    assert "Now answer with a response of your own" in capsys.readouterr().out
+    run("--out", "b", "--template", "{demo} then {prompt}")
+    evaluate.show_teacher("b")
+    assert "It is Paris. then What is town 0?" in capsys.readouterr().out
+    evaluate.show_teacher("base", ["capitals.jsonl"])      # student and teacher are one
+    assert "the student says" in capsys.readouterr().out
     with pytest.raises(BadInput, match="name a file behind it"):
-        evaluate.show_teacher("a")
+        evaluate.show_teacher("base")
+
+
+def test_a_run_that_has_not_learned_its_first_task_is_gone_on_with(here, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        raise_after(patch, 2, SystemError("killed"))
+        run("--out", "a")
+    with pytest.raises(BadInput, match="train.py --out a --resume"):
+        evaluate.load_model("a")
+
+
+def test_what_a_kill_left_half_written_is_taken_away(here):
+    for name in ("model.12.part", "model.12.old"):
+        (here / "a" / name).mkdir(parents=True)
+        (here / "a" / name / "config.json").write_text("{")
+    with locked("a"):
+        assert sorted(p.name for p in (here / "a").iterdir()) == ["lock"]
+
+
+def test_a_folder_of_that_name_that_no_run_has_made_stays(here):
+    (here / "a" / "model").mkdir(parents=True)
+    (here / "a" / "model" / "config.json").write_text("mine")
+    with pytest.raises(SystemExit):
+        train.main(["--init", "base", "--demos", "capitals.jsonl", *TINY, "--out", "a"])
+    assert (here / "a/model/config.json").read_text() == "mine"
+
+
+def test_rows_that_share_their_context_have_no_contrast(here):
+    with open("handbook.jsonl", "w") as f:
+        for i in range(6):
+            row = {"prompt": f"Town {i}?", "completion": f"It is {WORDS[i]}.", "privileged_context": "The handbook."}
+            f.write(json.dumps(row) + "\n")
+    with pytest.raises(BadInput, match="say the same, and a contrast needs another one"):
+        run("--out", "a", "--contrast", "1", demos=["handbook.jsonl"])
+
+
+def test_answers_are_the_same_however_many_are_asked_at_once(here, monkeypatch):
+    model, tokenizer, _ = evaluate.load_model("base")
+    rows = read_examples(["capitals.jsonl", "talk.jsonl"], tokenizer, 512)
+    together = evaluate.answers(model, tokenizer, rows, room=20)
+    monkeypatch.setattr(evaluate, "AT_ONCE", 300)
+    sizes, generate = [], GPT.generate
+    monkeypatch.setattr(GPT, "generate", lambda self, p, *a, **k: sizes.append(len(p)) or generate(self, p, *a, **k))
+    assert evaluate.answers(model, tokenizer, rows, room=20) == together
+    assert sum(sizes) == len(rows) and max(sizes) < 8
 
 
 def test_a_contrast_needs_two_answers_among_those_that_help(here, monkeypatch):
