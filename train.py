@@ -562,7 +562,8 @@ def look_at_the_teacher(run, config):
         check_others([left], config, tokenizer, run.student.config.context)
     elif ceiling < config.guard or config.helped_only and unhelped:
         raise BadInput(*told[:10], f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the "
-                       f"model answers {ceiling:.2f} of them rightly, and what it cannot read it cannot teach; try "
+                       f"model answers {ceiling:.2f} of them rightly, and what it cannot read it cannot teach; where "
+                       "it is right in other words, try --grader contains with a short \"answer\" in each row; else "
                        "another --template, demonstrations in whole sentences, --helped-only, or a lower --guard")
 
 

@@ -662,9 +662,9 @@ MUTATED = st.builds(spoil, VALID.flatmap(dumped), st.integers(0, 200), PIECES, s
 LINES = [VALID.flatmap(dumped), STRANGE.flatmap(dumped), MUTATED, st.binary(max_size=20),
          st.sampled_from([b"", b" ", *BAD_LINES])]
 MARKS, ENDS = st.sampled_from([b"", b"", b"\xef\xbb\xbf"]), st.sampled_from([b"\n", b"\r\n", b"\n\n"])
+SOUND = st.lists(LINES[0], min_size=5, max_size=9)
 FILE = st.builds(lambda mark, end, lines: mark + end.join(lines), MARKS, ENDS,
-                 st.lists(LINES[0], min_size=5, max_size=9) | st.lists(LINES[0] | LINES[1], max_size=5)
-                 | st.lists(st.one_of(LINES), max_size=15))
+                 SOUND | SOUND | st.lists(LINES[0] | LINES[1], max_size=5) | st.lists(st.one_of(LINES), max_size=15))
 
 
 def test_a_file_is_read_or_refused_in_lines(tmp_path):
