@@ -14,7 +14,7 @@ import unicodedata
 
 import tiktoken
 
-from runs import BadInput, quoted
+from runs import BadInput, quoted, read_json
 
 # ---------------------------------------------------------------------------------------------------------------------
 # tokenizer.json.
@@ -46,11 +46,6 @@ def about(folder, file):
                        "fetch it again")
 
 
-def read_json(folder, file) -> dict:
-    with open(os.path.join(folder, file), encoding="utf-8") as f:
-        return json.load(f)
-
-
 def read_encoding(folder) -> tuple[tiktoken.Encoding, int, str | None, dict[str, bool]]:
     """The byte-level BPE of tokenizer.json: (encoding, n_vocab, form, added).
 
@@ -60,7 +55,7 @@ def read_encoding(folder) -> tuple[tiktoken.Encoding, int, str | None, dict[str,
     of the tokens that are not made by merging. BadInput, one line, for what tiktoken would encode otherwise.
     """
     with about(folder, "tokenizer.json"):
-        file = read_json(folder, "tokenizer.json")
+        file = read_json(os.path.join(folder, "tokenizer.json"))
         bpe, form = file["model"], (file.get("normalizer") or {"type": None})["type"]
         added = {token["content"]: token["id"] for token in file["added_tokens"]}
         refuse_other_settings(bpe, form, file["added_tokens"])
@@ -177,7 +172,7 @@ def read_template(folder):
     config, file = {}, "tokenizer_config.json"
     with about(folder, file):
         if os.path.exists(os.path.join(folder, file)):
-            config = read_json(folder, file)
+            config = read_json(os.path.join(folder, file))
         source = config.get("chat_template")
         if isinstance(source, list):
             source = {named["name"]: named["template"] for named in source}.get("default")

@@ -4,8 +4,9 @@ Everything is text. A row of a file becomes an `Example`; a tokenizer makes the 
 teacher's, which is the same behind a demonstration; a grader says how right an answer is; `collate` makes tensors.
 What cannot be used is refused before anything is trained. Left out: everything that does not fit into memory.
 
-The way of a row: read_examples, into_tasks and WordTokenizer.learn (called by train.read_lessons), collate (by
-train.learn), then sdft.sdft_step, on_policy_loss, score. The small world comes as files too, from lab/world.py.
+The way of a row: formats.read_conversations, read_examples, into_tasks and a tokenizer's learn (called by
+train.read_lessons), collate (by train.learn), then sdft.sdft_step, on_policy_loss, score. The small world comes as
+files too, from lab/world.py; a chat model's tokenizer is in chat.py.
 """
 import os
 import random

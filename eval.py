@@ -64,6 +64,7 @@ class Drift:
 
     def __init__(self, base, tokenizer, examples, most=64, head=None):
         self.batch = None
+        self.head = base.head.weight.detach().to("cpu", copy=True) if head is None else head
         if examples:
             # spread over all of them
             spread = np.linspace(0, len(examples) - 1, min(most, len(examples)))
@@ -71,7 +72,6 @@ class Drift:
             self.batch = collate(examples, tokenizer)
             self.response, self.mask = self.answer(base, tokenizer)
             self.hidden = self.score(base).cpu()
-            self.head = base.head.weight.detach().to("cpu", copy=True) if head is None else head
 
     def answer(self, base, tokenizer):
         batch = self.batch.to(base.head.weight.device)
@@ -106,9 +106,8 @@ class Probe:
         self.keep, self.reading, self.neighbours, self.open_prompts = keep, reading, neighbours, open_prompts
         self.right_before = None                           # which of `keep`, before the first task
         self.kinds = np.array([e.task for e in keep])
-        head = base.head.weight.detach().to("cpu", copy=True)
-        self.drift_keep = Drift(base, tokenizer, [*keep, *open_prompts], head=head)
-        self.drift_new = [Drift(base, tokenizer, task.test, head=head) for task in tasks]
+        self.drift_keep = Drift(base, tokenizer, [*keep, *open_prompts])
+        self.drift_new = [Drift(base, tokenizer, task.test, head=self.drift_keep.head) for task in tasks]
 
     def measure(self, model, learned: int) -> dict:
         """The figures of a model that has learned the first so many tasks."""
@@ -341,6 +340,13 @@ def ask(path, prompt) -> str:
     return tokenizer.decode(response[0].tolist())
 
 
+def both_prompts(task, tokenizer) -> str:
+    """What student and teacher see of the first demonstration of a task."""
+    b = collate(task.train[:1], tokenizer)
+    return (f"the student sees   {tokenizer.show(b.prompt[0].tolist())}\n"
+            f"the teacher sees   {tokenizer.show(b.demo_prompt[0].tolist())}")
+
+
 def show_teacher(path, files=()):
     """The method in a terminal: for the first row of each task both prompts, the student's sample, and what student
     and teacher thought of each of its tokens. files: demonstrations; by default those that the run was taught."""
@@ -364,8 +370,7 @@ def show_teacher(path, files=()):
             teacher_logits = sdft.score(teacher, b.demo_prompt, b.demo_length, response)
         kl = sdft.distill_loss(student_logits, teacher_logits, mask)
         q, p = student_logits[0].softmax(-1), teacher_logits[0].softmax(-1)
-        print(f"\n{task.name}\nthe student sees   {tokenizer.show(b.prompt[0].tolist())}")
-        print(f"the teacher sees   {tokenizer.show(b.demo_prompt[0].tolist())}")
+        print(f"\n{task.name}\n{both_prompts(task, tokenizer)}")
         print(f"the student says   {tokenizer.decode(response[0])!r}")
         print(f"KL(teacher ‖ student) = {kl:.2f} nats a token\n")
         print(f"   {'token':12s} {'student':>8s} {'teacher':>8s}   what the teacher would rather say")

@@ -226,7 +226,7 @@ def find_device(device) -> str:
 
 
 def read_json(path):
-    with open(path) as f:
+    with open(path, encoding="utf-8") as f:
         return json.load(f)
 
 
@@ -248,6 +248,12 @@ def write_json(path, value):
     with replacing(path) as f:
         json.dump(value, f, indent=1)
         f.write("\n")
+
+
+def write_rows(path, rows):
+    """JSONL: an object a line."""
+    with replacing(path, encoding="utf-8") as f:
+        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def save(path, value):

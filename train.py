@@ -5,8 +5,8 @@
     python train.py --out out/mine --resume          go on where a killed run stopped
 
 A checkpoint and files go in; a checkpoint, a log and a result come out, in one folder. A first
-checkpoint: lab/pretrain.py. Left out: more than one machine, and all else that a trainer
-framework is for.
+checkpoint: lab/pretrain.py, or a chat model's Hugging Face folder, which comes out as one again.
+Left out: more than one machine, and all else that a trainer framework is for.
 """
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ import torch.fx.experimental._config
 import sdft
 from chat import template_of
 from data import GRADERS, OF_RETURNS, WordTokenizer, check_shown, collate, grade, held_out, into_tasks, read_examples
-from eval import Probe, accuracy, answers, changes, continual_metrics, load_model, mean, model_folder
+from eval import Probe, accuracy, answers, both_prompts, changes, continual_metrics, load_model, mean, model_folder
 from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
 from runs import (MANY, BadInput, Log, check_options, check_out, checkpoint_path, ends_in_one_line, find_device,
@@ -266,6 +266,7 @@ def others(example, train, k, rng) -> list:
 
 def without(left_out, train) -> list:
     """The demonstrations but those of these numbers."""
+    left_out = set(left_out)
     return [e for i, e in enumerate(train) if i not in left_out]
 
 
@@ -565,13 +566,6 @@ def look_at_the_teacher(run, config):
                        f"model answers {ceiling:.2f} of them rightly, and what it cannot read it cannot teach; where "
                        "it is right in other words, try --grader contains with a short \"answer\" in each row; else "
                        "another --template, demonstrations in whole sentences, --helped-only, or a lower --guard")
-
-
-def both_prompts(task, tokenizer) -> str:
-    """What student and teacher see of the first demonstration of a task."""
-    e = task.train[0]
-    bare, behind = tokenizer.prompt(e.asked, tools=e.tools), tokenizer.prompt(e.asked, e.shown, tools=e.tools)
-    return f"the student sees   {tokenizer.show(bare)}\nthe teacher sees   {tokenizer.show(behind)}"
 
 
 def rolled_back(run, right):

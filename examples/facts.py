@@ -11,14 +11,13 @@ Nobody can know the facts beforehand: countries, companies, towers and people ar
 each seed. With --terse the demonstrations are the bare answers; what SFT then teaches above all is to be brief.
 Left out: facts that build on one another.
 """
-import json
 import os
 import random
 import sys
 from dataclasses import dataclass
 
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from runs import MANY, check_options, check_out, ends_in_one_line, given_options, option, replacing
+from runs import MANY, check_options, check_out, ends_in_one_line, given_options, option, write_rows
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is taught: {n} is the name that is asked for, {v} the answer. The last two questions of a kind are held out.
@@ -270,10 +269,8 @@ def write(config) -> list[dict]:
     taught = lessons(invent(random.Random(f"facts {config.seed}")), config.terse)
     files = {"teach": taught, "general": known(GENERAL, "general"), "neighbours": known(NEIGHBOURS, "neighbours"),
              "open": [row(prompt, said, said, "open", "test") for prompt, said in OPEN]}
-    os.makedirs(config.out, exist_ok=True)
     for name, rows in files.items():
-        with replacing(os.path.join(config.out, f"{name}.jsonl"), encoding="utf-8") as f:
-            f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+        write_rows(os.path.join(config.out, f"{name}.jsonl"), rows)
     return taught
 
 

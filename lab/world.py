@@ -12,7 +12,6 @@ model answers in lower case and writes down the intermediate step that nearly ha
 need. Graders see the content alone. Three families of tasks: manipulation, decision, knowledge.
 Left out: anything not needed to show learning and forgetting.
 """
-import json
 import os
 import random
 import re
@@ -23,7 +22,7 @@ from itertools import islice, permutations, product
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import (ACTIONS, EXPERT_WORDS, OWN_OPENERS, RETURNS, SPECIAL, Example, Task,
                   WordTokenizer, content, in_own_voice)
-from runs import MANY, check_options, check_out, ends_in_one_line, given_options, option, replacing
+from runs import MANY, check_options, check_out, ends_in_one_line, given_options, option, write_rows
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Words.
@@ -375,11 +374,6 @@ def write(config) -> tuple[World, list[Lesson]]:
 def row(example, own, **more) -> dict:
     response = example.own if own else example.response
     return {"prompt": example.prompt, "response": response, "answer": example.answer, "grader": example.grader, **more}
-
-
-def write_rows(path, rows):
-    with replacing(path, encoding="utf-8") as f:
-        f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
 
 
 def main(argv=None):
