@@ -663,8 +663,10 @@ LINES = [VALID.flatmap(dumped), STRANGE.flatmap(dumped), MUTATED, st.binary(max_
          st.sampled_from([b"", b" ", *BAD_LINES])]
 MARKS, ENDS = st.sampled_from([b"", b"", b"\xef\xbb\xbf"]), st.sampled_from([b"\n", b"\r\n", b"\n\n"])
 SOUND = st.lists(LINES[0], min_size=5, max_size=9)
+# most of the files are sound; `|` would count a strategy that is named twice once
+KINDS = [SOUND, SOUND, SOUND, st.lists(LINES[0] | LINES[1], max_size=5), st.lists(st.one_of(LINES), max_size=15)]
 FILE = st.builds(lambda mark, end, lines: mark + end.join(lines), MARKS, ENDS,
-                 SOUND | SOUND | st.lists(LINES[0] | LINES[1], max_size=5) | st.lists(st.one_of(LINES), max_size=15))
+                 st.sampled_from(range(len(KINDS))).flatmap(KINDS.__getitem__))
 
 
 def test_a_file_is_read_or_refused_in_lines(tmp_path):
