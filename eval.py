@@ -49,9 +49,18 @@ def mean(values) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
+def spread(examples, most) -> list:
+    """At most so many of them, from all over."""
+    return [examples[i] for i in np.linspace(0, len(examples) - 1, min(most, len(examples))).astype(int)]
+
+
+def grades(model, tokenizer, examples, shown=False) -> list[float]:
+    return [grade(e, a) for e, a in zip(examples, answers(model, tokenizer, examples, shown))]
+
+
 def accuracy(model, tokenizer, examples, shown=False) -> float:
     """Mean grade of the answers; NaN of none."""
-    return mean([grade(e, a) for e, a in zip(examples, answers(model, tokenizer, examples, shown))])
+    return mean(grades(model, tokenizer, examples, shown))
 
 
 class Drift:
@@ -59,18 +68,15 @@ class Drift:
 
     The base answers once, as this is made: what its head reads for the N tokens of its answers (N, D) and the head
     (V, D) stay, on the CPU, and the base itself need not. `model` in its place in a call is what it has become. head: a
-    copy of the base's that others have too.
+    copy of the base's that others have too. low: a copy of the base in bf16 that answers for it.
     """
 
-    def __init__(self, base, tokenizer, examples, most=64, head=None):
+    def __init__(self, base, tokenizer, examples, most=64, head=None, low=None):
         self.batch = None
         self.head = base.head.weight.detach().to("cpu", copy=True) if head is None else head
         if examples:
-            # spread over all of them
-            spread = np.linspace(0, len(examples) - 1, min(most, len(examples)))
-            examples = [examples[i] for i in spread.astype(int)]
-            self.batch = collate(examples, tokenizer)
-            self.response, self.mask = self.answer(base, tokenizer)
+            self.batch = collate(spread(examples, most), tokenizer)
+            self.response, self.mask = self.answer(low or base, tokenizer)
             self.hidden = self.score(base).cpu()
 
     def answer(self, base, tokenizer):
@@ -97,25 +103,29 @@ class Probe:
 
     tasks: what is taught, in this order. keep: examples of what the model should still know, by their task. reading:
     what it is asked behind a demonstration. neighbours: of facts that a task changes. open_prompts: without a right
-    answer; the words of the answers are counted. base: the model before its first task. bf16: answers are those of a
-    copy in bf16; drift is measured in fp32.
+    answer; the words of the answers are counted. Of what a task is trained on at most `most` are asked. base: the model
+    before its first task. bf16: answers are those of a copy in bf16; drift is that of the model itself.
     """
 
-    def __init__(self, base, tokenizer, tasks, keep=(), reading=(), neighbours=(), open_prompts=(), bf16=False):
+    def __init__(self, base, tokenizer, tasks, keep=(), reading=(), neighbours=(), open_prompts=(), bf16=False,
+                 most=128):
         self.tokenizer, self.tasks, self.bf16 = tokenizer, tasks, bf16
         self.keep, self.reading, self.neighbours, self.open_prompts = keep, reading, neighbours, open_prompts
-        self.right_before = None                           # which of `keep`, before the first task
+        self.right_before = {}                             # which of `keep` and `neighbours`, before the first task
+        self.trained_on = [spread(task.train, most) for task in tasks]
         self.kinds = np.array([e.task for e in keep])
-        self.drift_keep = Drift(base, tokenizer, [*keep, *open_prompts])
-        self.drift_new = [Drift(base, tokenizer, task.test, head=self.drift_keep.head) for task in tasks]
+        low = bf16_copy(base) if bf16 else None
+        self.drift_keep = Drift(base, tokenizer, [*keep, *open_prompts], low=low)
+        self.drift_new = [Drift(base, tokenizer, task.test, head=self.drift_keep.head, low=low) for task in tasks]
 
     def measure(self, model, learned: int) -> dict:
         """The figures of a model that has learned the first so many tasks."""
         whole, model = model, bf16_copy(model) if self.bf16 else model
         said = answers(model, self.tokenizer, self.keep)
         right = np.array([grade(e, a) for e, a in zip(self.keep, said)])
+        beside = np.array(grades(model, self.tokenizer, self.neighbours))
         if learned == 0:
-            self.right_before = (right == 1).tolist()
+            self.right_before = {"keep": (right == 1).tolist(), "neighbours": (beside == 1).tolist()}
         words = [len(text.split()) for text in answers(model, self.tokenizer, self.open_prompts, room=OPEN)]
         # all of the base; then what is seen, and the next
         asked = len(self.tasks) if learned == 0 else learned + 1
@@ -125,13 +135,15 @@ class Probe:
 
         return {
             "R": [right_of(task.test) if j < asked else float("nan") for j, task in enumerate(self.tasks)],
+            "learned": right_of(self.trained_on[max(learned - 1, 0)]),
             "base_accuracy": mean(right),
-            "kept": mean(right[self.right_before]) if len(right) else float("nan"),
+            "kept": mean(right[self.right_before["keep"]]) if len(right) else float("nan"),
             "open_words": mean(words),
             "base_by_kind": {kind: mean(right[self.kinds == kind]) for kind in dict.fromkeys(self.kinds.tolist())},
             "voice": mean([in_own_voice(a) for e, a in zip(self.keep, said) if e.grader in VOICED]),
             "teacher_accuracy": right_of(self.reading, shown=True),
-            "neighbours": right_of(self.neighbours),
+            "neighbours": mean(beside),
+            "neighbours_kept": mean(beside[self.right_before["neighbours"]]) if len(beside) else float("nan"),
             "drift_base": self.drift_keep(whole),
             "drift_new": self.drift_new[max(learned - 1, 0)](whole),
         }

@@ -72,8 +72,8 @@ class Config:
         "", "how a chat model is shown a demonstration: a text or a file with {prompt} and {demo} in it, or "
         "earlier-turn; none: the words of the official code", only=SDFT)
     guard: float = option(
-        0.9, "least share of demonstrations that the teacher must answer rightly; below it both models roll back, and "
-        "a chat model is not taught at all", within=(0, 1))
+        -1.0, "least share of demonstrations that the teacher must answer rightly; below it both models roll back, and "
+        "a chat model is not taught at all. -1: as tuned, 0.9 and, of a chat model, 0.5", within=(-1, 1))
     helped_only: bool = option(
         False, "train on those demonstrations alone that let the teacher answer rightly (chat models)", only=SDFT)
     penalty: str = option(
@@ -111,6 +111,9 @@ class Config:
         0, "most steps a task; 0: 300 for sft and 150 for sdft", group="the training of a task", within=(0, MANY))
     converged: float = option(
         0.01, "a task ends when the mean loss of 20 steps, in nats a token, is below this", within=(0, 1e3))
+    max_new_tokens: int = option(
+        0, "tokens that a sample may have; 0: a little more than the longest demonstration of a batch",
+        within=(0, MANY), only=SDFT)
     batch_size: int = option(
         32, "demonstrations a step", within=(1, MANY))
     micro_batch: int = option(
@@ -138,8 +141,8 @@ class Config:
     seed: int = option(
         0, "draws the batches, the samples, and what --holdout holds out", within=(0, MANY))
     bf16: bool = option(
-        False, "matrix products in bfloat16 (autocast), those of the head in TF32 where there is such; of a chat model "
-        "samples and answers from a copy in bfloat16 too. Weights, logits and losses are fp32")
+        False, "matrix products in bfloat16 (autocast), those of the head in fp32 of factors rounded to TF32 or "
+        "bfloat16; of a chat model samples and answers from a bfloat16 copy too. Weights, logits and losses are fp32")
     compile: bool = option(
         False, "torch.compile the on-policy loss (both models in it); no gain on a CPU")
     device: str = option(
@@ -150,6 +153,9 @@ class Config:
         50, "steps between checkpoints", within=(1, MANY), machine=True)
     watch_every: int = option(
         10, "steps between looks at the teacher, and lines of the log", within=(1, MANY))
+    measure_every: int = option(
+        0, "steps of a task between measurements of all that is measured behind a task; 0: there alone",
+        within=(0, MANY))
 
 
 NEEDED = 0.01                     # forgetting above which `--when needed` regularises the next task
@@ -186,7 +192,7 @@ def learn(config: Config, run) -> dict:
         shown = [others(e, train, config.shown, run.rng) for e in examples] if config.shown else None
         against = [another(e, train, run.rng) for e in examples] if config.contrast else None
         batch = collate(examples, tokenizer, shown, against).to(config.device)
-        sample = who_answers(run, batch, share_of_teacher(config.sampler))
+        sample = who_answers(run, batch, share_of_teacher(config.sampler), config.max_new_tokens or batch.room)
         penalty = run.penalty.loss(batch) if history.regularised[-1] else None
 
         # ---- the method
@@ -218,6 +224,8 @@ def learn(config: Config, run) -> dict:
             log_step(run, figures, right, config.steps, config.watch_every, over)
         if over:
             end_task(run)
+        elif config.measure_every and run.step % config.measure_every == 0:
+            measure_within(run)
         if over or log.stop or run.step % config.save_every == 0:
             checkpoint(run)
         log.leave()
@@ -230,7 +238,7 @@ def learn(config: Config, run) -> dict:
     return result
 
 
-def who_answers(run, batch, share):
+def who_answers(run, batch, share, room):
     """The sample(student, prompt, length) of a step: the teacher answers a share of the rows, behind its
     demonstrations, and the student the others, the bare prompts."""
 
@@ -238,9 +246,9 @@ def who_answers(run, batch, share):
         n = round(share * len(prompt))
         parts = []
         if n > 0:
-            parts.append(run.sample(run.teacher, batch.demo_prompt[:n], batch.demo_length[:n], batch.room))
+            parts.append(run.sample(run.teacher, batch.demo_prompt[:n], batch.demo_length[:n], room))
         if n < len(prompt):
-            parts.append(run.sample(student, prompt[n:], length[n:], batch.room))
+            parts.append(run.sample(student, prompt[n:], length[n:], room))
         R = max(response.shape[1] for response, _ in parts)
         response, mask = zip(*((F.pad(r, (0, R - r.shape[1]), value=run.sample.end), F.pad(m, (0, R - m.shape[1])))
                                for r, m in parts))
@@ -300,11 +308,13 @@ class History:
     R: list = field(default_factory=list)
     base_accuracy: list = field(default_factory=list)
     kept: list = field(default_factory=list)               # of what was right before the first task
+    learned: list = field(default_factory=list)            # of what the last task was trained on
     open_words: list = field(default_factory=list)
     base_by_kind: list = field(default_factory=list)
     voice: list = field(default_factory=list)
     teacher_accuracy: list = field(default_factory=list)
     neighbours: list = field(default_factory=list)
+    neighbours_kept: list = field(default_factory=list)    # of what was right before the first task
     drift_base: list = field(default_factory=list)
     drift_new: list = field(default_factory=list)
     # of each task
@@ -316,6 +326,7 @@ class History:
     left_out: list = field(default_factory=list)           # numbers of the demonstrations not trained on
     # of the run
     teacher_curve: list = field(default_factory=list)      # [step of the run, share of demonstrations answered rightly]
+    curve: list = field(default_factory=list)              # {"step" of the run, ...}: all of this within tasks
     guard_trips: int = 0
     wall_seconds: float = 0.0
 
@@ -369,6 +380,9 @@ def read_lessons(config) -> Lessons:
     if not folder and (config.template or config.helped_only):
         raise BadInput(f"--init {config.init}: --template and --helped-only are for chat models, from a Hugging Face "
                        "folder; leave them out")
+    if config.max_new_tokens > model.config.context // 2:
+        raise BadInput(f"--max-new-tokens {config.max_new_tokens}: more than half of the model's context of "
+                       f"{model.config.context}; ask for fewer")
     if folder and config.penalty in ("l2", "ewc"):
         raise BadInput(f"--penalty {config.penalty}: its step is made for SGD, and a chat model is trained by AdamW; "
                        "choose replay, self-replay or lwf")
@@ -597,19 +611,33 @@ def end_task(run):
     history = run.history
     history.steps.append(run.step)
     run.task, run.step = run.task + 1, 0
-    history.record(run.probe.measure(run.student, run.task))
+    measured = run.probe.measure(run.student, run.task)
+    history.record(measured)
     i, R = run.task, history.R
-    measured = {"all seen": np.mean(R[i][:i]), "kept": history.base_accuracy[i], "own voice": history.voice[i],
-                "shown demonstrations": history.teacher_accuracy[i], "neighbours": history.neighbours[i],
-                "drift": history.drift_base[i], "words to open prompts": history.open_words[i]}
     if run.lessons.folder:
         try:
             run.student.save_pretrained(os.path.join(os.path.dirname(run.path), "model"), run.lessons.folder)
         except ValueError as e:
             raise BadInput(f"the model of task {i} cannot be written: {e}")
-    told = ", ".join(f"{name} {share:.2f}" for name, share in measured.items() if not np.isnan(share))
     run.log.say(f"task {i}/{len(R[0])} {run.lessons.tasks[i - 1].name}: {R[i - 1][i - 1]:.2f} before, learned to "
-                f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; {told}")
+                f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; {told(measured, i)}")
+
+
+def measure_within(run):
+    """A task is being learned: all is measured for the curve of the run."""
+    measured = run.probe.measure(run.student, run.task + 1)
+    run.history.curve.append({"step": sum(run.history.steps) + run.step, **measured})
+    run.log.say(f"task {run.task + 1} step {run.step}: {told(measured, run.task + 1)}")
+
+
+def told(measured, seen) -> str:
+    """What Probe.measure found of a model that has seen so many tasks, in words."""
+    words = {"all seen": mean(measured["R"][:seen]), "trained on": measured["learned"],
+             "of --keep": measured["base_accuracy"], "of what was right there": measured["kept"],
+             "own voice": measured["voice"], "shown demonstrations": measured["teacher_accuracy"],
+             "neighbours": measured["neighbours"], "drift": measured["drift_base"],
+             "words to open prompts": measured["open_words"]}
+    return ", ".join(f"{name} {share:.2f}" for name, share in words.items() if not np.isnan(share))
 
 
 def keep_start(run):
@@ -699,6 +727,8 @@ def parse(argv=None) -> Config:
     sdft_runs, chat = config.method == "sdft", model_folder(config.init) is not None
     config.device = find_device(config.device)
     config.lr = config.lr or ((5e-5 if sdft_runs else 2e-5) if chat else 0.001 if sdft_runs else 0.03)
+    if config.guard < 0:
+        config.guard = 0.5 if chat else 0.9
     config.warmup = config.warmup or (5 if chat else 1)
     config.steps = config.steps or (150 if sdft_runs else 300)
     tuned = 1.0 if sdft_runs and config.penalty == "self-replay" else PENALTIES[config.penalty].strength

@@ -295,3 +295,26 @@ def test_what_the_teacher_is_shown_may_differ_from_the_answer():
     assert Example("a", "b").shown == ("a", "b") and Example("a", "b", demo="c").shown == ("a", "c")
     turns = [{"role": "user", "content": "a"}]
     assert Example("a", "b", messages=turns).asked == turns
+
+
+def test_a_curve_is_measured_within_tasks_and_changes_nothing(here, monkeypatch):
+    """What is measured between steps is what is measured behind a task, and training is the same without it; a run that
+    is killed has the points from before."""
+    plain, measured = run(*FULL, "--out", "a"), run(*FULL, "--out", "b", "--measure-every", "2")
+    for name in ("student", "teacher"):
+        assert equal(saved_by("a", name), saved_by("b", name))
+    assert plain["curve"] == [] and [point["step"] for point in measured["curve"]] == [2, 5]
+    for point in measured["curve"]:
+        assert point.keys() - {"step"} <= measured.keys() and 0 <= point["learned"] <= 1 and point["drift_base"] > 0
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        raise_after(patch, 4, SystemError("killed"))
+        run(*FULL, "--out", "c", "--measure-every", "2")
+    assert str(teach(["--out", "c", "--resume"])["curve"]) == str(measured["curve"])
+
+
+def test_a_sample_has_no_more_tokens_than_it_may(here):
+    result = run("--sampler", "0.5", "--max-new-tokens", "2", "--out", "a")
+    # two tasks of three steps of four rows
+    assert all(tokens <= 3 * 4 * 2 for tokens in result["generated_tokens"])
+    with pytest.raises(BadInput, match=r"--max-new-tokens 600: more than half of the model's context of 1024"):
+        run("--max-new-tokens", "600", "--out", "b")

@@ -92,7 +92,8 @@ def some_right(gpt, tokenizer, examples, right, shown=False):
 def test_a_probe_measures_what_was_learned_what_was_kept_and_what_comes_next(world, tokenizer, monkeypatch):
     monkeypatch.setattr(evaluate, "in_own_voice", is_short)
     stream, base, gpt = world.stream(7, 4, 6), random_gpt(0), random_gpt(1)
-    tasks = [Task(t.name, t.train, some_right(gpt, tokenizer, t.test, i + 1)) for i, t in enumerate(stream[:4])]
+    tasks = [Task(t.name, some_right(gpt, tokenizer, t.train, 3 - i), some_right(gpt, tokenizer, t.test, i + 1))
+             for i, t in enumerate(stream[:4])]
     reading = some_right(gpt, tokenizer, stream[4].train, 3, shown=True)
     neighbours = some_right(gpt, tokenizer, stream[5].train, 1)
     keep = some_right(gpt, tokenizer, stream[6].test, 5)
@@ -105,6 +106,8 @@ def test_a_probe_measures_what_was_learned_what_was_kept_and_what_comes_next(wor
         assert found["R"][:known] == [1 / 6, 2 / 6, 3 / 6, 4 / 6][:known] and np.isnan(found["R"][known:]).all()
         about = tasks[max(learned - 1, 0)].test
         assert found["drift_new"] == evaluate.Drift(base, tokenizer, about)(gpt) > 0
+        # of the last task; the first before it
+        assert found["learned"] == [3 / 4, 3 / 4, 2 / 4, 1 / 4, 0][learned]
     assert found["base_accuracy"] == 5 / 6 and found["base_by_kind"] == {"even": 1, "odd": 2 / 3}
     assert found["voice"] == np.mean([is_short(a) for a in evaluate.answers(gpt, tokenizer, keep)]) != 0
     assert found["teacher_accuracy"] == 3 / 4 and found["neighbours"] == 1 / 4
@@ -114,14 +117,25 @@ def test_a_probe_measures_what_was_learned_what_was_kept_and_what_comes_next(wor
     # of the five that were right at first, as measured with gpt
     still = [evaluate.grade(e, a) for e, a in zip(keep, evaluate.answers(base, tokenizer, keep))][:5]
     assert found["kept"] == 1 and probe.measure(base, 1)["kept"] == np.mean(still) < 1
+    # the one neighbour that was right at first
+    still = evaluate.grades(base, tokenizer, neighbours[:1])
+    assert found["neighbours_kept"] == 1 and probe.measure(base, 1)["neighbours_kept"] == still[0] == 0
     assert probe.measure(base, 0)["drift_base"] == 0
+
+
+def test_of_many_demonstrations_a_probe_asks_some_from_all_over(world, tokenizer):
+    task, gpt = world.stream(1, 40, 4)[0], random_gpt()
+    probe = evaluate.Probe(gpt, tokenizer, [task], most=10)
+    assert probe.trained_on == [[task.train[i] for i in (0, 4, 8, 13, 17, 21, 26, 30, 34, 39)]]
+    assert evaluate.Probe(gpt, tokenizer, [task]).trained_on[0] == task.train and evaluate.spread([], 5) == []
 
 
 def test_of_what_there_is_not_a_probe_measures_nothing(world, tokenizer):
     task, gpt = world.stream(1, 4, 4)[0], random_gpt()
     found = evaluate.Probe(gpt, tokenizer, [task]).measure(gpt, 0)
     assert found.pop("base_by_kind") == {} and found.pop("drift_new") == 0 and 0 <= found.pop("R")[0] <= 1
-    assert len(found) == 7 and all(math.isnan(value) for value in found.values()), found
+    assert 0 <= found.pop("learned") <= 1
+    assert len(found) == 8 and all(math.isnan(value) for value in found.values()), found
     texts = [copy.copy(e) for e in task.test]              # whose graders know no voices
     for e in texts:
         e.grader = "exact"

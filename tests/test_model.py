@@ -25,25 +25,28 @@ def prompts(rows=5, longest=9, seed=0):
 
 @pytest.mark.parametrize("heads, keys", [(4, 4), (6, 2), (3, 1)])
 @pytest.mark.parametrize("T, S", [(9, 9), (1, 12), (5, 12)])
-def test_attention_agrees_with_sdpa(monkeypatch, heads, keys, T, S):
-    """Shared keys, copied for each head that looks at them: outputs and gradients, causal and with a mask per row. And
-    the fast kernel on what the plain one is given here."""
+def test_attention_is_its_formula(heads, keys, T, S):
+    """Shared keys, copied for each head that looks at them: outputs and gradients, causal and with a mask per row. In
+    bf16 the plain kernel takes part; there only the first digits can agree."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, n, length, 8, requires_grad=True) for n, length in ((heads, T), (keys, S), (keys, S)))
+    shapes = (heads, T), (keys, S), (keys, S)
     seen = torch.rand(2, 1, T, S) > 0.3
     seen[..., 0] = True
     for mask in (seen, seen[:1], None) if T == S else (seen,):
-        copied = [x.repeat_interleave(heads // keys, dim=1) for x in (k, v)]
-        slow = F.scaled_dot_product_attention(q, *copied, attn_mask=mask, is_causal=mask is None)
-        fast = model_module.attention(q, k, v, mask)
-        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
-        weight = torch.randn_like(fast)
-        gradients = [torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (fast, slow)]
-        for ours, theirs in zip(*gradients):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-        with monkeypatch.context() as patched:
-            patched.setattr(model_module, "plain_attention", F.scaled_dot_product_attention)
-            torch.testing.assert_close(model_module.attention(q, k, v, mask), slow, rtol=1e-4, atol=1e-5)
+        for dtype, rtol, atol in (torch.float32, 1e-4, 1e-5), (torch.bfloat16, 0.05, 0.05):
+            close = {"rtol": rtol, "atol": atol}
+            q, k, v = (torch.randn(2, n, length, 8, dtype=dtype, requires_grad=True) for n, length in shapes)
+            k_of, v_of = (x.float().repeat_interleave(heads // keys, dim=1) for x in (k, v))
+            scores = q.float() @ k_of.transpose(-2, -1) / 8**0.5
+            may_look = torch.ones(T, S, dtype=torch.bool).tril() if mask is None else mask
+            slow = scores.masked_fill(~may_look, float("-inf")).softmax(dim=-1) @ v_of
+            fast = model_module.attention(q, k, v, mask)
+            torch.testing.assert_close(fast.float(), slow, **close)
+            torch.testing.assert_close(model_module.attention(*(x.detach() for x in (q, k, v)), mask), fast, **close)
+            weight = torch.randn_like(slow)
+            gradients = [torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (fast, slow)]
+            for ours, theirs in zip(*gradients):
+                torch.testing.assert_close(ours, theirs, **close)
 
 
 def test_attention_is_causal_and_padding_changes_nothing():

@@ -161,8 +161,8 @@ def test_off_policy_trains_on_what_the_teacher_says(here, monkeypatch, tokenizer
             pass
 
         def measure(self, *_):
-            one = dict.fromkeys(("base_accuracy", "kept", "open_words", "voice", "teacher_accuracy", "neighbours",
-                                 "drift_base", "drift_new"), 1.0)
+            one = dict.fromkeys(("learned", "base_accuracy", "kept", "open_words", "voice", "teacher_accuracy",
+                                 "neighbours", "neighbours_kept", "drift_base", "drift_new"), 1.0)
             return {"R": [0.0] * 2, "base_by_kind": {}, **one}
 
     monkeypatch.setattr(train.GPT, "generate", watched)
@@ -180,13 +180,14 @@ def test_a_share_of_the_rows_is_answered_by_the_teacher(batch):
         end = 9
 
         def __call__(self, model, prompt, length, n_new):
+            assert n_new == 3
             n = 2 if model == "teacher" else 3
             return prompt[:, :1].expand(-1, n), torch.ones(len(prompt), n, dtype=torch.bool)
 
     batch.demo_prompt = torch.full_like(batch.demo_prompt, 7)
     run = types.SimpleNamespace(sample=Answers(), teacher="teacher")
     for share, n in ((0.0, 0), (0.25, 2), (1.0, 8)):
-        response, mask = train.who_answers(run, batch, share)("student", batch.prompt, batch.length)
+        response, mask = train.who_answers(run, batch, share, 3)("student", batch.prompt, batch.length)
         assert (response[:n, :2] == 7).all() and (response[n:] == batch.prompt[n:, :1]).all()
         assert mask.sum().item() == 2 * n + 3 * (8 - n) and (response[~mask] == 9).all()
 

@@ -1,0 +1,283 @@
+"""A real model, taught and asked: SmolLM2-135M-Instruct, twenty invented facts, three methods.
+
+    python lab/smollm2.py                  seed 0, demonstrations in sentences: table, answers, picture (`make smollm2`)
+    python lab/smollm2.py --evidence       three seeds, in sentences and terse: results/smollm2.json and .png (hours)
+    python lab/smollm2.py --trials         how the methods were tuned, on a seed that is not reported
+
+A run is a folder out/smollm2-runs/<demonstrations>/<seed>/<method>; what is done is skipped, what was stopped goes on.
+The model comes by examples/fetch_smollm2.py and the facts by examples/facts.py; the runs are commands of train.py, and
+are printed. Figures are fractions, drift nats a token.
+"""
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[1:1] = [HOUSE, os.path.join(HOUSE, "examples")]
+import facts
+import fetch_smollm2
+from data import read_examples
+from eval import answers, load_model
+from evidence import Job, command, is_done
+from runs import BadInput, ends_in_one_line, read_json, remove, write_json
+
+ROOT, MODEL = os.path.join("out", "smollm2-runs"), os.path.join("out", "smollm2")
+SEEDS, TUNING = range(3), 100
+ALL = "--batch-size 16 --bf16 --converged 0 --save-every 1000"
+SAMPLES = "--max-new-tokens 24 --watch-every 20"
+# {demonstrations: {method: its options}}; `sdft plain` is the paper's, on the student's own samples
+METHODS = {
+    "sentences": {
+        "sft": "--method sft --lr 2e-5 --steps 48 --measure-every 12",
+        "sdft plain": f"{SAMPLES} --lr 1e-4 --steps 80 --measure-every 20",
+        "sdft": f"{SAMPLES} --sampler teacher --contrast 1 --steps 80 --measure-every 20",
+    },
+}
+# as many for each method, on the seed TUNING; steps are chosen along their curves
+TRIALS = {
+    "sft": [],
+    "sdft plain": [],
+    "sdft": [],
+}
+FIGURES = {"learned": "learned", "unseen_phrasing": "R", "general": "base_accuracy", "kept": "kept",
+           "neighbours": "neighbours", "neighbours_kept": "neighbours_kept", "drift": "drift_base",
+           "open_words": "open_words"}
+COLUMNS = [*FIGURES, "steps", "seconds"]
+ASKED = {"teach": (63, 69, 99), "general": (0, 60, 150), "open": (0,)}               # lines of the files
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs.
+
+
+def files(kind, seed) -> str:
+    return os.path.join(ROOT, kind, str(seed), "files")
+
+
+def job(kind, seed, name, options) -> Job:
+    there = files(kind, seed)
+    given = " ".join(f"--{option} {there}/{file}.jsonl" for option, file in (
+        ("demos", "teach"), ("keep", "general"), ("neighbours", "neighbours"), ("open-prompts", "open")))
+    folder = os.path.join(ROOT, kind, str(seed), name)
+    return Job(folder, "train.py", f"--init {MODEL} {given} {ALL} {options} --seed {seed}", (kind, name))
+
+
+def teach(job, threads):
+    """One run, in a process of its own; it goes on from its checkpoint, and without one when it is done."""
+    checkpoint = os.path.join(job.folder, "checkpoint.pt")
+    words = ["--resume"] if os.path.exists(checkpoint) else job.words()
+    argv = [sys.executable, os.path.join(HOUSE, job.program), *words, "--out", job.folder, "--threads", str(threads)]
+    # two at a time print lines, and none that renews itself
+    if subprocess.run(argv, env=os.environ | {"TERM": "dumb"}).returncode:
+        raise BadInput(f"{job.folder}: the run ended with an error (above); the same command tries it again")
+    # 3 GB; the model stays
+    remove(job.folder, "checkpoint.pt")
+
+
+def teach_all(jobs):
+    """Two at a time on a CPU, half of the cores each: faster than one after the other with all of them."""
+    todo = [job for job in jobs if not is_done(job)]
+    side_by_side = 1 if torch.cuda.is_available() else 2
+    pool = ThreadPoolExecutor(side_by_side)
+    try:
+        for job in todo:
+            print(command(job), flush=True)
+        threads = max(1, (os.cpu_count() or 1) // side_by_side)
+        for done in [pool.submit(teach, job, threads) for job in todo]:
+            done.result()
+    except KeyboardInterrupt:
+        raise BadInput("stopped; the same command goes on")
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def prepare(kinds, seeds):
+    """The model, and the files of each seed."""
+    fetch_smollm2.fetch(MODEL)
+    for kind in kinds:
+        for seed in seeds:
+            facts.write(facts.Config(seed=seed, terse=kind == "terse", out=files(kind, seed)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What they found.
+
+
+def point(measured) -> dict:
+    """The figures of one measurement: of one task, and so the last of each list."""
+    return {name: measured[key][0] if key == "R" else measured[key] for name, key in FIGURES.items()}
+
+
+def found(job) -> dict:
+    """What a finished run found: its figures, how it got there, and what it started from."""
+    result = read_json(os.path.join(job.folder, "result.json"))
+    first, last = ({key: result[key][i] for key in FIGURES.values()} for i in (0, -1))
+    curve = [{"step": p["step"], **point(p)} for p in result["curve"]]
+    steps, seconds = result["steps"][0], result["seconds"][0]
+    return {**point(last), "steps": steps, "seconds": seconds, "ceiling": (result["ceiling"] or [None])[0],
+            "curve": [{"step": 0, **point(first)}, *curve, {"step": steps, **point(last)}],
+            "commit": result["commit"], "versions": result["versions"], "machine": result["machine"]}
+
+
+def table(rows: dict) -> str:
+    """A Markdown table: {method: figures}."""
+    head = [c.replace("_", " ") for c in COLUMNS]
+    lines = ["| method | " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(head)]
+    for name, row in rows.items():
+        cells = [f"{row[c]:.0f}" if c in ("steps", "seconds", "open_words") else f"{row[c]:.2f}" for c in COLUMNS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def with_base(runs: dict) -> dict:
+    """Rows of a table: the base, which is where each run began, before the methods."""
+    base = next(iter(runs.values()))["curve"][0]
+    return {"base": base | {"steps": 0, "seconds": 0}} | runs
+
+
+def say(jobs: dict, kind, seed) -> list[dict]:
+    """What the base and each method's model answer to the same prompts: [{"prompt", "right", "base", ...}]."""
+    folders = {"base": MODEL} | {name: os.path.join(job.folder, "model") for name, job in jobs.items()}
+    models = {name: load_model(folder)[:2] for name, folder in folders.items()}
+    tokenizer = models["base"][1]
+    rows = []
+    for file, lines in ASKED.items():
+        examples = read_examples([os.path.join(files(kind, seed), f"{file}.jsonl")], tokenizer, 1024)
+        for e in (examples[i] for i in lines):
+            row = {"prompt": e.prompt, "right": "" if file == "open" else e.answer}
+            rows.append(row | {name: answers(*model, [e], room=64)[0] for name, model in models.items()})
+    return rows
+
+
+def told(rows) -> str:
+    """Answers side by side, as text."""
+    lines = []
+    for row in rows:
+        lines.append(f"\n{row['prompt']}" + f"   ({row['right']})" * bool(row["right"]))
+        lines += [f"  {name:11s} {' '.join(row[name].split())}" for name in row if name not in ("prompt", "right")]
+    return "\n".join(lines)
+
+
+def draw(by_kind: dict, path):
+    """Drift, and what is kept, against what is learned, along each run: {demonstrations: {method: [run of each seed]}}.
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {"drift": "drift from the base, nats a token", "kept": "kept of what the base knew"}
+    fig, axes = plt.subplots(len(by_kind), 2, figsize=(9, 3.6 * len(by_kind)), layout="constrained", squeeze=False)
+    for row, (kind, methods) in zip(axes, by_kind.items()):
+        for ax, (figure, label) in zip(row, panels.items()):
+            for i, (name, runs) in enumerate(methods.items()):
+                for j, run in enumerate(runs):
+                    # where nothing was learned yet there is no drift, and a logarithm has no zero
+                    points = run["curve"][1:] if figure == "drift" else run["curve"]
+                    ax.plot([p["learned"] for p in points], [p[figure] for p in points], color=f"C{i}", marker="o",
+                            markersize=3, linewidth=1, label=name if j == 0 else None)
+            ax.set(xlabel="learned (trained phrasings)", ylabel=label, title=f"demonstrations: {kind}",
+                   xlim=(-0.03, 1.03))
+            ax.grid(alpha=0.3)
+        row[0].set_yscale("log")
+        row[1].legend(fontsize=8)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def over_seeds(runs, names) -> dict:
+    """Mean, half of the 95 % t-interval and every seed of each figure."""
+    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
+    row = {}
+    for name in names:
+        seeds = [run[name] for run in runs if run[name] is not None]
+        ci95 = t[len(seeds)] * np.std(seeds, ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else None
+        row[name] = {"mean": np.mean(seeds), "ci95": ci95, "seeds": seeds} if seeds else None
+    return row
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command.
+
+
+def with_seeds(kind, seeds) -> dict:
+    """{method: what its runs found, one a seed}, of the seeds that have all methods."""
+    jobs = [{name: job(kind, seed, name, options) for name, options in METHODS[kind].items()} for seed in seeds]
+    done = [row for row in jobs if all(is_done(job) for job in row.values())]
+    return {name: [found(row[name]) for row in done] for name in METHODS[kind]} if done else {}
+
+
+def evidence(results):
+    """All methods, demonstrations and seeds, seed by seed; then what is done, in results/smollm2.json and .png."""
+    prepare(METHODS, SEEDS)
+    teach_all(job(kind, seed, name, options) for kind in METHODS for seed in SEEDS
+              for name, options in METHODS[kind].items())
+    gather(results)
+
+
+def gather(results):
+    by_kind = {kind: runs for kind in METHODS if (runs := with_seeds(kind, SEEDS))}
+    every = [run for methods in by_kind.values() for runs in methods.values() for run in runs]
+    if not every:
+        raise BadInput(f"{ROOT}: no seed has all its runs; make them with: python lab/smollm2.py --evidence")
+    summary = {"command": "python lab/smollm2.py --evidence", "commit": ", ".join(sorted({r["commit"] for r in every})),
+               "versions": every[0]["versions"], "machine": every[0]["machine"]}
+    for kind, methods in by_kind.items():
+        base = over_seeds([{**run["curve"][0], "steps": 0, "seconds": 0} for run in methods["sft"]], FIGURES)
+        summary[kind] = {"base": base} | {
+            name: {"options": f"{ALL} {METHODS[kind][name]}", **over_seeds(runs, [*COLUMNS, "ceiling"]),
+                   "curves": [run["curve"] for run in runs]} for name, runs in methods.items()}
+    kind = "sentences"
+    summary["answers"] = say({name: job(kind, 0, name, options) for name, options in METHODS[kind].items()}, kind, 0)
+    write_json(os.path.join(results, "smollm2.json"), summary)
+    draw(by_kind, os.path.join(results, "smollm2.png"))
+
+
+def trials(results):
+    """How the methods were tuned: {method: {options: its curve}}, each with as many trials."""
+    kind = "sentences"
+    prepare([kind], [TUNING])
+    jobs = {name: {options: job(kind, TUNING, f"{name} {options}", options) for options in tried}
+            for name, tried in TRIALS.items()}
+    teach_all(job for tried in jobs.values() for job in tried.values())
+    runs = {name: {options: found(job) for options, job in tried.items()} for name, tried in jobs.items()}
+    every = [run for tried in runs.values() for run in tried.values()]
+    about = {"command": "python lab/smollm2.py --trials", "commit": ", ".join(sorted({r["commit"] for r in every})),
+             "versions": every[0]["versions"], "machine": every[0]["machine"], "seed": TUNING}
+    write_json(os.path.join(results, "smollm2-trials.json"), about | {
+        name: {f"{ALL} {options}": {"ceiling": run["ceiling"], "seconds": run["seconds"], "curve": run["curve"]}
+               for options, run in tried.items()} for name, tried in runs.items()})
+
+
+def demo():
+    kind, seed = "sentences", 0
+    prepare([kind], [seed])
+    jobs = {name: job(kind, seed, name, options) for name, options in METHODS[kind].items()}
+    teach_all(jobs.values())
+    runs = {name: found(job) for name, job in jobs.items()}
+    picture = os.path.join(ROOT, "learning.png")
+    draw({kind: {name: [run] for name, run in runs.items()}}, picture)
+    print(f"{told(say(jobs, kind, seed))}\n\n{table(with_base(runs))}\nwrote {picture}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evidence", action="store_true", help="three seeds, in sentences and terse")
+    parser.add_argument("--trials", action="store_true", help="how the methods were tuned")
+    args = parser.parse_args()
+    with ends_in_one_line(ROOT):
+        if args.trials:
+            trials("results")
+        elif args.evidence:
+            evidence("results")
+        else:
+            demo()
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")
+    main()

@@ -1,0 +1,91 @@
+"""The runs of a real model, with a tiny random one in its place: they are made, made once, and told."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from runs import BadInput
+from test_chat_train import here  # noqa: F401
+
+sys.path.insert(1, os.path.join(ROOT, "lab"))
+import smollm2
+
+OPTIONS = "--batch-size 4 --guard 0 --device cpu --steps 2 --measure-every 1"
+METHODS = {"sft": "--method sft", "sdft plain": "--max-new-tokens 4",
+           "sdft": "--sampler teacher --contrast 1 --max-new-tokens 4"}
+
+
+@pytest.fixture
+def tiny(here, monkeypatch):  # noqa: F811
+    """Two seeds of three methods; the model is there already."""
+    os.makedirs("out")
+    os.rename("base", "out/smollm2")
+    monkeypatch.setattr(smollm2, "METHODS", {"sentences": METHODS})
+    monkeypatch.setattr(smollm2, "ALL", OPTIONS)
+    monkeypatch.setattr(smollm2, "SEEDS", range(2))
+    return here
+
+
+def refuse(*_, **__):
+    raise AssertionError("a run that is done is made again")
+
+
+def test_a_demo_makes_its_runs_once_and_prints_table_and_answers(tiny, monkeypatch, capfd):
+    smollm2.demo()
+    said = capfd.readouterr().out
+    for name, options in METHODS.items():
+        assert f"--out 'out/smollm2-runs/sentences/0/{name}'".replace("'", "'" * (" " in name)) in said
+        assert f"\n| {name} | " in said and f"{OPTIONS} {options}" in said
+        assert os.listdir(f"out/smollm2-runs/sentences/0/{name}/model")
+        assert not os.path.exists(f"out/smollm2-runs/sentences/0/{name}/checkpoint.pt")
+    assert "\n| base | 0.00 | " in said and said.count("\n  base ") == said.count("\n  sft ") == 7
+    assert os.path.getsize("out/smollm2-runs/learning.png") > 1000
+    monkeypatch.setattr(subprocess, "run", refuse)
+    smollm2.demo()
+    # other options are another run
+    monkeypatch.setattr(smollm2, "ALL", OPTIONS + " --lr 0.5")
+    with pytest.raises(AssertionError, match="made again"):
+        smollm2.demo()
+
+
+def test_evidence_has_every_seed_its_mean_and_its_interval(tiny, monkeypatch):
+    methods = {name: METHODS[name] for name in ("sft", "sdft")}
+    monkeypatch.setattr(smollm2, "METHODS", {"sentences": methods})
+    os.makedirs("results")
+    smollm2.evidence("results")
+    with open("results/smollm2.json") as f:
+        found = json.load(f)
+    assert found.keys() == {"command", "commit", "versions", "machine", "sentences", "answers"}
+    assert found["sentences"].keys() == {"base", "sft", "sdft"}
+    for name, row in found["sentences"].items():
+        for figure in ("learned", "unseen_phrasing", "general", "drift", "open_words"):
+            seeds = row[figure]["seeds"]
+            assert len(seeds) == 2 and row[figure]["mean"] == pytest.approx(np.mean(seeds))
+            # of two: 12.7 times the error of the mean, which is half of their distance
+            assert row[figure]["ci95"] == pytest.approx(12.706 * abs(seeds[0] - seeds[1]) / 2)
+        if name != "base":
+            assert [len(curve) for curve in row["curves"]] == [3, 3] and row["steps"]["mean"] == 2
+            assert row["curves"][0][0]["drift"] == 0 < row["drift"]["seeds"][0] == row["curves"][0][-1]["drift"]
+    assert found["sentences"]["sft"]["ceiling"] is None and found["sentences"]["sdft"]["ceiling"]["mean"] == 0
+    assert len(found["answers"]) == 7 and found["answers"][0].keys() == {"prompt", "right", "base", *methods}
+    assert os.path.getsize("results/smollm2.png") > 1000
+
+
+def test_trials_are_told_with_their_curves(tiny, monkeypatch):
+    os.makedirs("results")
+    monkeypatch.setattr(smollm2, "TRIALS", {"sft": ["--method sft --lr 0.1"], "sdft": ["--lr 0.1"]})
+    smollm2.trials("results")
+    with open("results/smollm2-trials.json") as f:
+        found = json.load(f)
+    assert found["seed"] == 100 and found["sft"].keys() == {f"{OPTIONS} --method sft --lr 0.1"}
+    assert len(found["sdft"][f"{OPTIONS} --lr 0.1"]["curve"]) == 3
+
+
+def test_a_run_that_fails_is_named(tiny, monkeypatch):
+    monkeypatch.setattr(smollm2, "METHODS", {"sentences": {"sdft": "--guard 0.9"}})
+    with pytest.raises(BadInput, match="out/smollm2-runs/sentences/0/sdft: the run ended with an error"):
+        smollm2.demo()
