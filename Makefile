@@ -1,4 +1,5 @@
 # make demo      pretrain a small GPT, write ten tasks as files, teach them by three methods, print a table, draw a picture
+# make smollm2   fetch a real chat model, teach it invented facts by three methods, table, answers, picture
 # make test      the form of the code, and all tests
 # make evidence  every run behind the figures of lab/README.md, two at a time (hours; QUICK=1: minutes), and the figures again
 #
@@ -16,7 +17,7 @@ OF := $(if $(filter-out 0,$(SEED)),-$(SEED))
 FILES := --init out/base$(OF) --demos out/world$(OF)/tasks/*.jsonl --keep out/world$(OF)/keep.jsonl \
          --reading out/world$(OF)/reading.jsonl --neighbours out/world$(OF)/neighbours.jsonl
 
-.PHONY: demo test evidence
+.PHONY: demo smollm2 test evidence
 
 .venv/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -40,6 +41,10 @@ $(OUT)/sdft:
 	$(PY) train.py $(FILES) --method sdft --seed $(SEED) --threads 1 --out $@ $(ARGS)
 $(OUT)/sdft+self-replay:
 	$(PY) train.py $(FILES) --penalty self-replay --seed $(SEED) --threads 1 --out $@ $(ARGS)
+
+# One run with all cores after the other.
+smollm2: .venv/ready
+	$(PY) lab/smollm2.py
 
 ifdef QUICK
 evidence: .venv/ready

@@ -493,7 +493,9 @@ def begin(config, lessons) -> Run:
         at_work = run.task < len(tasks)
         log.say(f"going on at task {run.task + 1} step {run.step}" if at_work else "all tasks were learned before")
     else:
-        run.history.record(probe.measure(student, 0))
+        measured = probe.measure(student, 0)
+        run.history.record(measured)
+        log.say(f"before the first task: {in_words(measured, len(tasks))}")
     log.start(run.history.wall_seconds, sum(run.history.steps) + run.step)
     if not saved:
         if not chat:
@@ -620,19 +622,19 @@ def end_task(run):
         except ValueError as e:
             raise BadInput(f"the model of task {i} cannot be written: {e}")
     run.log.say(f"task {i}/{len(R[0])} {run.lessons.tasks[i - 1].name}: {R[i - 1][i - 1]:.2f} before, learned to "
-                f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; {told(measured, i)}")
+                f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; {in_words(measured, i)}")
 
 
 def measure_within(run):
     """A task is being learned: all is measured for the curve of the run."""
     measured = run.probe.measure(run.student, run.task + 1)
     run.history.curve.append({"step": sum(run.history.steps) + run.step, **measured})
-    run.log.say(f"task {run.task + 1} step {run.step}: {told(measured, run.task + 1)}")
+    run.log.say(f"task {run.task + 1} step {run.step}: {in_words(measured, run.task + 1)}")
 
 
-def told(measured, seen) -> str:
-    """What Probe.measure found of a model that has seen so many tasks, in words."""
-    words = {"all seen": mean(measured["R"][:seen]), "trained on": measured["learned"],
+def in_words(measured, seen) -> str:
+    """What Probe.measure found of a model that has seen so many tasks (or none, of all of them), in words."""
+    words = {"held out": mean(measured["R"][:seen]), "trained on": measured["learned"],
              "of --keep": measured["base_accuracy"], "of what was right there": measured["kept"],
              "own voice": measured["voice"], "shown demonstrations": measured["teacher_accuracy"],
              "neighbours": measured["neighbours"], "drift": measured["drift_base"],

@@ -23,6 +23,7 @@ from collections import Counter
 import numpy as np
 
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import smollm2
 from eval import continual_metrics
 from evidence import ABLATION, EXPERIMENTS, READING, SIZES
 from pretrain import AT_MOST, GATES
@@ -855,10 +856,12 @@ TEXTS |= {name: functools.partial(ablation_text, experiment=name) for name in EX
           if name not in ("tune", "baselines")}
 BLOCKS = {name: ("runs", of_runs(text)) for name, text in TEXTS.items()}
 BLOCKS |= {"claims": ("evidence", claims_text), "commits": ("runs", commits_text), "step": ("step_cpu", step_text),
-           "kernel": ("kernel_cpu", kernel_text)}
+           "kernel": ("kernel_cpu", kernel_text), "smollm2-answers": ("smollm2", smollm2.answers_table)}
+BLOCKS |= {f"smollm2-{kind}": ("smollm2", functools.partial(smollm2.with_intervals, kind=kind))
+           for kind in smollm2.METHODS}
 # What makes each JSON.
 MADE_BY = {"runs": "lab/evidence.py", "evidence": "lab/claims.py", "step_cpu": "tests/bench_step.py",
-           "kernel_cpu": "tests/bench_kernel.py"}
+           "kernel_cpu": "tests/bench_kernel.py", "smollm2": "lab/smollm2.py --evidence"}
 READMES = ("README.md", os.path.join("lab", "README.md"), os.path.join("examples", "README.md"))
 
 

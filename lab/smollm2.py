@@ -12,10 +12,8 @@ import argparse
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 
 HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[1:1] = [HOUSE, os.path.join(HOUSE, "examples")]
@@ -34,8 +32,8 @@ SAMPLES = "--max-new-tokens 24 --watch-every 20"
 METHODS = {
     "sentences": {
         "sft": "--method sft --lr 2e-5 --steps 48 --measure-every 12",
-        "sdft plain": f"{SAMPLES} --lr 1e-4 --steps 80 --measure-every 20",
-        "sdft": f"{SAMPLES} --sampler teacher --contrast 1 --steps 80 --measure-every 20",
+        "sdft plain": f"{SAMPLES} --lr 1e-4 --steps 48 --measure-every 24",
+        "sdft": f"{SAMPLES} --sampler teacher --temperature 0.5 --contrast 1 --steps 64 --measure-every 16",
     },
 }
 # as many for each method, on the seed TUNING; steps are chosen along their curves
@@ -67,33 +65,28 @@ def job(kind, seed, name, options) -> Job:
     return Job(folder, "train.py", f"--init {MODEL} {given} {ALL} {options} --seed {seed}", (kind, name))
 
 
-def teach(job, threads):
+def teach(job):
     """One run, in a process of its own; it goes on from its checkpoint, and without one when it is done."""
     checkpoint = os.path.join(job.folder, "checkpoint.pt")
     words = ["--resume"] if os.path.exists(checkpoint) else job.words()
-    argv = [sys.executable, os.path.join(HOUSE, job.program), *words, "--out", job.folder, "--threads", str(threads)]
-    # two at a time print lines, and none that renews itself
-    if subprocess.run(argv, env=os.environ | {"TERM": "dumb"}).returncode:
+    print(command(job), flush=True)
+    argv = [sys.executable, os.path.join(HOUSE, job.program), *words, "--out", job.folder]
+    try:
+        failed = subprocess.run(argv).returncode
+    except KeyboardInterrupt:
+        # the run has saved itself
+        raise BadInput("stopped; the same command goes on")
+    if failed:
         raise BadInput(f"{job.folder}: the run ended with an error (above); the same command tries it again")
     # 3 GB; the model stays
     remove(job.folder, "checkpoint.pt")
 
 
 def teach_all(jobs):
-    """Two at a time on a CPU, half of the cores each: faster than one after the other with all of them."""
-    todo = [job for job in jobs if not is_done(job)]
-    side_by_side = 1 if torch.cuda.is_available() else 2
-    pool = ThreadPoolExecutor(side_by_side)
-    try:
-        for job in todo:
-            print(command(job), flush=True)
-        threads = max(1, (os.cpu_count() or 1) // side_by_side)
-        for done in [pool.submit(teach, job, threads) for job in todo]:
-            done.result()
-    except KeyboardInterrupt:
-        raise BadInput("stopped; the same command goes on")
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    """One after the other, with all cores: two at a time, a core each, are no faster together."""
+    for job in jobs:
+        if not is_done(job):
+            teach(job)
 
 
 def prepare(kinds, seeds):
@@ -200,6 +193,35 @@ def over_seeds(runs, names) -> dict:
     return row
 
 
+def with_intervals(figures, kind) -> str:
+    """The table of a README: mean ± half of the 95 % t-interval over the seeds of results/smollm2.json."""
+    def cell(row, name):
+        if row.get(name) is None or name in ("steps", "seconds") and not row[name]["mean"]:
+            return "–"
+        digits = 0 if name in ("steps", "seconds", "open_words") else 2
+        interval = "" if row[name]["ci95"] is None or name == "steps" else f" ± {row[name]['ci95']:.{digits}f}"
+        return f"{row[name]['mean']:.{digits}f}{interval}"
+
+    names = [name for name in COLUMNS if name != "neighbours"]
+    lines = ["| method | " + " | ".join(n.replace("_", " ") for n in names) + " |", "| --- |" + " ---: |" * len(names)]
+    lines += [f"| {method} | " + " | ".join(cell(row, name) for name in names) + " |"
+              for method, row in figures[kind].items()]
+    return "\n".join(lines)
+
+
+def answers_table(figures) -> str:
+    """The answers of results/smollm2.json, a row a prompt."""
+    first, *rest = figures["answers"]
+    names = [name for name in first if name not in ("prompt", "right")]
+    lines = ["| asked | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for row in (first, *rest):
+        right = f" (*{row['right']}*)" if row["right"] else ""
+        said = [" ".join(row[name].split()).replace("|", "\\|") for name in names]
+        short = [text if len(text) <= 150 else text[:150].rsplit(" ", 1)[0] + " …" for text in said]
+        lines.append(f"| {row['prompt']}{right} | " + " | ".join(short) + " |")
+    return "\n".join(lines)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The command.
 
@@ -211,10 +233,10 @@ def with_seeds(kind, seeds) -> dict:
     return {name: [found(row[name]) for row in done] for name in METHODS[kind]} if done else {}
 
 
-def evidence(results):
-    """All methods, demonstrations and seeds, seed by seed; then what is done, in results/smollm2.json and .png."""
+def evidence(results, n_seeds):
+    """All methods and demonstrations of some seeds; then what is done, in results/smollm2.json and .png."""
     prepare(METHODS, SEEDS)
-    teach_all(job(kind, seed, name, options) for kind in METHODS for seed in SEEDS
+    teach_all(job(kind, seed, name, options) for kind in METHODS for seed in SEEDS[:n_seeds]
               for name, options in METHODS[kind].items())
     gather(results)
 
@@ -267,13 +289,14 @@ def demo():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evidence", action="store_true", help="three seeds, in sentences and terse")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="the first so many of them (default: all)")
     parser.add_argument("--trials", action="store_true", help="how the methods were tuned")
     args = parser.parse_args()
     with ends_in_one_line(ROOT):
         if args.trials:
             trials("results")
         elif args.evidence:
-            evidence("results")
+            evidence("results", args.seeds)
         else:
             demo()
 

@@ -56,7 +56,7 @@ def test_evidence_has_every_seed_its_mean_and_its_interval(tiny, monkeypatch):
     methods = {name: METHODS[name] for name in ("sft", "sdft")}
     monkeypatch.setattr(smollm2, "METHODS", {"sentences": methods})
     os.makedirs("results")
-    smollm2.evidence("results")
+    smollm2.evidence("results", 2)
     with open("results/smollm2.json") as f:
         found = json.load(f)
     assert found.keys() == {"command", "commit", "versions", "machine", "sentences", "answers"}
