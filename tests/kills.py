@@ -29,6 +29,8 @@ sys.path.insert(0, ROOT)
 
 import torch
 
+from model import read_weights
+
 BASE = "--n-layer 1 --n-head 2 --n-embd 16 --steps 120 --docs 16 --save-every 10 --threads 1 --device cpu"
 WORLD = "--tasks 2 --demonstrations 12 --tests 16 --kept 64"
 TINY = ("--steps 40 --batch-size 8 --lr 0.01 --guard 0 --converged 0 --watch-every 4 --save-every 2 --threads 1 "
@@ -36,7 +38,9 @@ TINY = ("--steps 40 --batch-size 8 --lr 0.01 --guard 0 --converged 0 --watch-eve
 STREAM = "--demos world/tasks/*.jsonl --keep world/keep.jsonl --reading world/reading.jsonl"
 RUNS = {"base": BASE, "sft": f"{TINY} {STREAM} --method sft", "sdft": f"{TINY} {STREAM}",
         "sdft+self-replay": f"{TINY} {STREAM} --penalty self-replay",
-        "sft+ewc": f"{TINY} {STREAM} --method sft --penalty ewc", "demos": f"{TINY} --demos colors.jsonl animals.jsonl"}
+        "sft+ewc": f"{TINY} {STREAM} --method sft --penalty ewc", "demos": f"{TINY} --demos colors.jsonl animals.jsonl",
+        # a chat model of random weights: AdamW, a folder behind each task
+        "chat": TINY.replace("base.pt", "chat") + " --demos colors.jsonl animals.jsonl --sampler 0.5 --contrast 1"}
 LINES = {"colors": "rouge red bleu blue vert green noir black blanc white gris gray",
          "animals": "chat cat chien dog loup wolf ours bear âne donkey coq rooster"}
 # what may differ; log_bytes: by a digit
@@ -56,6 +60,9 @@ def command_of(name, folder, home) -> tuple:
         return "lab/pretrain.py", [*BASE.split(), "--out", "run"]
     shutil.copy(os.path.join(home, "base", "run", "checkpoint.pt"), os.path.join(folder, "base.pt"))
     shutil.copytree(os.path.join(home, "world"), os.path.join(folder, "world"))
+    if name == "chat":
+        from test_chat_train import write_model            # here: what imports this file has no need of transformers
+        write_model(os.path.join(folder, "chat"))
     for file, words in LINES.items():
         pairs = zip(words.split()[::2], words.split()[1::2])
         rows = [{"prompt": f"{asked} in English", "response": said} for asked, said in pairs]
@@ -80,6 +87,8 @@ def everything(folder) -> dict:
         with open(os.path.join(run, "result.json")) as f:
             left["result"] = json.load(f)
     left["files"] = sorted(os.listdir(run))
+    if os.path.exists(os.path.join(run, "model")):
+        left["model"] = read_weights(os.path.join(run, "model"))
     return left
 
 

@@ -1,12 +1,15 @@
 """A chat model, from a Hugging Face folder to one: a tiny random one, which knows nothing and is taught all the
 same."""
+import errno
 import json
+import os
 import re
 
 import pytest
 import torch
 
 import eval as evaluate
+import model
 import penalties
 import sdft
 import train
@@ -30,16 +33,20 @@ def here(tmp_path, monkeypatch):
     """A folder with a chat model, `base`, and with files: chats of one turn and of two, and open prompts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(penalties, "OF_CHAT", (600, 12))      # some of so many random texts end
-    vocab = -(-max(FILES["rare"]["model"]["vocab"].values()) // 64) * 64 + 64
-    gpt = random_gpt(0, vocab, gated=True, tied=True, n_kv_head=1, context=1024)
-    gpt.save_pretrained(tmp_path / "base")
-    write(tmp_path / "base", FILES["rare"], bos_token="<|im_start|>", eos_token="<|im_end|>",
-          tokenizer_class="PreTrainedTokenizerFast")
+    write_model(tmp_path / "base")
     write_rows("capitals.jsonl", [[("user", f"What is town {i}?"), ("assistant", f"It is {word}.")]
                                   for i, word in enumerate(WORDS)])
     write_rows("talk.jsonl", [[("system", "Be brief."), ("user", "Hello!"), ("assistant", "Hi."),
                                ("user", f"And town {i}?"), ("assistant", f"{word}.")] for i, word in enumerate(WORDS)])
     return tmp_path
+
+
+def write_model(folder):
+    """A chat model of random weights, as a Hugging Face folder."""
+    vocab = -(-max(FILES["rare"]["model"]["vocab"].values()) // 64) * 64 + 64
+    random_gpt(0, vocab, gated=True, tied=True, n_kv_head=1, context=1024).save_pretrained(folder)
+    write(folder, FILES["rare"], bos_token="<|im_start|>", eos_token="<|im_end|>",
+          tokenizer_class="PreTrainedTokenizerFast")
 
 
 def write_rows(name, chats):
@@ -201,6 +208,32 @@ def test_what_a_kill_left_half_written_is_taken_away(here):
         (here / "a" / name / "config.json").write_text("{")
     with locked("a"):
         assert sorted(p.name for p in (here / "a").iterdir()) == ["lock"]
+
+
+def test_no_space_left_for_the_models_folder(here, monkeypatch, capsys):
+    """What was saved before is whole, nothing half written stays, and the run goes on to the same end."""
+    straight, real = run(*FULL, "--out", "straight"), model.write_safetensors
+    calls = []
+
+    def full(path, weights, types):
+        calls.append(path)
+        if len(calls) == 2:                                # of the second task: a model of the first is there
+            open(path, "w").close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, weights, types)
+
+    monkeypatch.setattr(model, "write_safetensors", full)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train.main(["--init", "base", "--demos", "capitals.jsonl", "talk.jsonl", "--keep", "capitals.jsonl",
+                    "--open-prompts", "talk.jsonl", *TINY, *FULL, "--out", "full"])
+    assert capsys.readouterr().err.startswith("full: No space left on device; make room there")
+    assert sorted(os.listdir("full")) == ["checkpoint.pt", "lock", "log.jsonl", "model"]
+    first = GPT.from_pretrained("full/model").state_dict()
+    resumed = teach(["--out", "full", "--resume"])
+    assert len(calls) == 3 and str(resumed["R"]) == str(straight["R"])
+    last = GPT.from_pretrained("full/model").state_dict()
+    assert equal(last, GPT.from_pretrained("straight/model").state_dict()) and not equal(last, first)
 
 
 def test_a_folder_of_that_name_that_no_run_has_made_stays(here):

@@ -57,7 +57,10 @@ def test_demo_prints_its_commands_gates_progress_and_table_and_writes_summary_an
     assert (folder / "out/demo/forgetting.png").exists()
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if not re.match(r"make (demo|test|evidence)", c)])
+OTHERS = commands() + commands(os.path.join("examples", "README.md"))
+
+
+@pytest.mark.parametrize("command", [c for c in OTHERS if not re.match(r"make (demo|smollm2|test|evidence)", c)])
 def test_command_of_the_readme_runs(project, command):
     folder, _ = project
     if "smollm2" in command:
@@ -72,7 +75,7 @@ def test_command_of_the_readme_runs(project, command):
 
 def test_the_loop_of_updates_runs(project):
     folder, _ = project
-    (loop,) = re.findall(r"```\n(last=.*?)```", text_of("README.md"), flags=re.S)
+    (loop,) = re.findall(r"```\n(last=.*?)```", text_of(os.path.join("examples", "README.md")), flags=re.S)
     loop = loop.replace(".venv/bin/python", shlex.quote(sys.executable)).replace("--init", LESSON + " --init")
     done = shell(folder, loop)
     assert done.returncode == 0, done.stderr[-3000:]
