@@ -27,13 +27,13 @@ from runs import BadInput, ends_in_one_line, read_json, remove, write_json
 ROOT, MODEL = os.path.join("out", "smollm2-runs"), os.path.join("out", "smollm2")
 SEEDS, TUNING = range(3), 100
 ALL = "--batch-size 16 --bf16 --converged 0 --save-every 1000"
-SAMPLES = "--max-new-tokens 24 --watch-every 20"
+SAMPLES = "--lr 1e-4 --warmup 30 --steps 48 --max-new-tokens 24 --watch-every 24 --measure-every 24"
 # {demonstrations: {method: its options}}; `sdft plain` is the paper's, on the student's own samples
 METHODS = {
     "sentences": {
         "sft": "--method sft --lr 2e-5 --steps 48 --measure-every 12",
-        "sdft plain": f"{SAMPLES} --lr 1e-4 --steps 48 --measure-every 24",
-        "sdft": f"{SAMPLES} --sampler teacher --temperature 0.5 --contrast 1 --steps 64 --measure-every 16",
+        "sdft plain": SAMPLES,
+        "sdft": f"{SAMPLES} --sampler teacher --temperature 0.5 --contrast 1",
     },
 }
 # as many for each method, on the seed TUNING; steps are chosen along their curves
