@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import claims
+import smollm2
 from evidence import EXPERIMENTS, part
 from evidence import trials as trials_of
 from runs import ROOT, BadInput, write_json
@@ -557,10 +558,11 @@ def test_command_copes_with_almost_nothing(tmp_path, monkeypatch):
     assert claims.claims_text(evidence).count("| – | 0 | not measured |") == len(claims.CLAIMS)
     run_main(tmp_path, [row("twenty", 0, "sdft", 20)], monkeypatch)
     assert sorted(p.stem for p in tmp_path.glob("*.png")) == ["drift"]
-    # of the benches there is nothing here; the commits are a sentence
+    # of the benches and the real model there is nothing here; the commits are a sentence
     made = {name: text(json.loads((tmp_path / f"{source}.json").read_text()))
             for name, (source, text) in claims.BLOCKS.items() if source in ("runs", "evidence")}
-    assert len(made) == len(claims.BLOCKS) - 2
+    elsewhere = [name for name in claims.BLOCKS if name in ("step", "kernel") or "smollm2" in name]
+    assert len(made) == len(claims.BLOCKS) - len(elsewhere) and len(elsewhere) == 2 + 1 + len(smollm2.METHODS)
     assert all("| " in text for name, text in made.items() if name != "commits") and "`d` (1)" in made["commits"]
 
 
