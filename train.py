@@ -111,6 +111,9 @@ class Config:
         0, "most steps a task; 0: 300 for sft and 150 for sdft", group="the training of a task", within=(0, MANY))
     converged: float = option(
         0.01, "a task ends when the mean loss of 20 steps, in nats a token, is below this", within=(0, 1e3))
+    blend: float = option(
+        1.0, "share of what a task has changed in the weights that stays at its end; the rest is as it was before the "
+        "task (WiSE-FT). Below 1 less is forgotten, and a little less is learned", within=(0.01, 1))
     max_new_tokens: int = option(
         0, "tokens that a sample may have; 0: a little more than the longest demonstration of a batch",
         within=(0, MANY), only=SDFT)
@@ -447,6 +450,7 @@ class Run:
     rng: random.Random
     history: History
     fingerprint: str              # of the lessons
+    before: dict | None = None    # with --blend: the student's weights before the task, on the CPU
     task: int = 0                 # tasks that are learned
     step: int = 0                 # steps of the task at work
     rate: float = 1.0             # share of the full rates: the guard halves it
@@ -550,6 +554,7 @@ def begin_task(run, config):
     else:
         run.penalty.rest()
     run.recent, run.rate = [], 1.0
+    run.before = sdft.on_cpu(run.student.state_dict()) if config.blend < 1 else None
     history.left_out.append([])
     if run.lessons.folder and config.method == "sdft":
         look_at_the_teacher(run, config)
@@ -609,8 +614,9 @@ def log_step(run, figures, right, most, every, over):
 
 
 def end_task(run):
-    """A task is learned: all is measured again."""
+    """A task is learned: what of it stays is blended in, and all is measured again."""
     history = run.history
+    blend(run.student, run.before, run.settings["blend"])
     history.steps.append(run.step)
     run.task, run.step = run.task + 1, 0
     measured = run.probe.measure(run.student, run.task)
@@ -625,9 +631,19 @@ def end_task(run):
                 f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; {in_words(measured, i)}")
 
 
+@torch.no_grad()
+def blend(student, before, share):
+    """student <- before + share (student - before): WiSE-FT (Wortsman et al. 2022), which sheds more of a training's
+    noise than of what it taught. before: a state_dict, or None, which leaves all as it is."""
+    for name, weight in student.named_parameters() if before else ():
+        weight.lerp_(before[name].to(weight.device), 1 - share)
+
+
 def measure_within(run):
-    """A task is being learned: all is measured for the curve of the run."""
-    measured = run.probe.measure(run.student, run.task + 1)
+    """A task is being learned: all is measured for the curve of the run, as if it ended here."""
+    student = frozen_copy(run.student) if run.before else run.student
+    blend(student, run.before, run.settings["blend"])
+    measured = run.probe.measure(student, run.task + 1)
     run.history.curve.append({"step": sum(run.history.steps) + run.step, **measured})
     run.log.say(f"task {run.task + 1} step {run.step}: {in_words(measured, run.task + 1)}")
 
@@ -666,6 +682,7 @@ def checkpoint(run):
         "good": run.guard.good,
         "penalty": run.penalty.state(),
         "right_before": run.probe.right_before,
+        "before": run.before,
         "history": dataclasses.asdict(run.history),
         "task": run.task, "step": run.step, "recent": run.recent, "rate": run.rate,
         "lessons": run.fingerprint,
@@ -678,7 +695,7 @@ def go_on(run, saved):
     """Puts a run where its checkpoint was written."""
     for module, name in ((run.student, "student"), (run.teacher, "teacher"), (run.optimizer, "optimizer")):
         module.load_state_dict(saved[name])
-    run.guard.good, run.probe.right_before = saved["good"], saved["right_before"]
+    run.guard.good, run.probe.right_before, run.before = saved["good"], saved["right_before"], saved["before"]
     run.history = History(**saved["history"])
     run.task, run.step, run.recent, run.rate = (saved[k] for k in ("task", "step", "recent", "rate"))
     run.penalty.load_state(saved["penalty"], run.student, run.task)

@@ -86,7 +86,7 @@ def test_a_run_leaves_a_folder_that_transformers_loads(here, options):
     assert train.read_lessons(config).folder == "a/model"
 
 
-@pytest.mark.parametrize("options", [["--method", "sft"], FULL, ["--bf16", "--shown", "1"]])
+@pytest.mark.parametrize("options", [["--method", "sft", "--blend", "0.5"], FULL, ["--bf16", "--shown", "1"]])
 @pytest.mark.parametrize("killed_at", [1, 4])
 def test_a_killed_run_resumed_equals_the_straight_run_bit_for_bit(here, monkeypatch, options, killed_at):
     straight = run(*options, "--out", "straight")
@@ -343,6 +343,21 @@ def test_a_curve_is_measured_within_tasks_and_changes_nothing(here, monkeypatch)
         raise_after(patch, 4, SystemError("killed"))
         run(*FULL, "--out", "c", "--measure-every", "2")
     assert str(teach(["--out", "c", "--resume"])["curve"]) == str(measured["curve"])
+
+
+def test_of_what_a_task_changed_a_share_stays(here):
+    """Training goes as without --blend, and ends part of the way from where the task began; so do the points of its
+    curve. The next task begins there, and counts from there."""
+    one = {"demos": ["capitals.jsonl"]}
+    whole, part = run("--out", "a", **one), run("--out", "b", "--blend", "0.25", "--measure-every", "2", **one)
+    start, end, blended = GPT.from_pretrained("base").state_dict(), saved_by("a", "student"), saved_by("b", "student")
+    for name, weight in start.items():
+        torch.testing.assert_close(blended[name], weight + 0.25 * (end[name] - weight), rtol=0, atol=1e-7)
+    assert equal(saved_by("a", "teacher"), saved_by("b", "teacher")) and not equal(start, blended)
+    assert 0 < part["curve"][0]["drift_base"] < part["drift_base"][1] < whole["drift_base"][1]
+    run("--out", "c", "--blend", "0.25")
+    after, before = saved_by("c", "student"), saved_by("c", "before")
+    assert equal(before, blended) and not equal(after, before)
 
 
 def test_a_sample_has_no_more_tokens_than_it_may(here):

@@ -197,7 +197,7 @@ def test_a_result_and_its_checkpoint_say_where_they_come_from(here):
     assert result["settings"] == dataclasses.asdict(train.parse([*lessons(), *TINY, "--out", "a"]))
     assert set(torch.load("a/checkpoint.pt", weights_only=True)) == {
         "settings", "model", "tokenizer", "student", "teacher", "frequency", "gates", "optimizer", "good", "penalty",
-        "history", "task", "step", "recent", "rate", "right_before", "lessons", "log_bytes",
+        "history", "task", "step", "recent", "rate", "right_before", "before", "lessons", "log_bytes",
         "python_rng", "torch_rng", "cuda_rng"}
 
 
