@@ -27,20 +27,24 @@ from runs import BadInput, ends_in_one_line, read_json, remove, write_json
 ROOT, MODEL = os.path.join("out", "smollm2-runs"), os.path.join("out", "smollm2")
 SEEDS, TUNING = range(3), 100
 ALL = "--batch-size 16 --bf16 --converged 0 --save-every 1000"
-SAMPLES = "--lr 1e-4 --warmup 30 --steps 48 --max-new-tokens 24 --watch-every 24 --measure-every 24"
+STUDENT = "--warmup 30 --steps 48 --max-new-tokens 24 --watch-every 24 --measure-every 24"
+TEACHER = ("--sampler teacher --temperature 0.5 --lr 1e-4 --warmup 30 --steps 72 --blend 0.7 --max-new-tokens 24 "
+           "--watch-every 24 --measure-every 24")
 # {demonstrations: {method: its options}}; `sdft plain` is the paper's, on the student's own samples
 METHODS = {
     "sentences": {
-        "sft": "--method sft --lr 2e-5 --steps 48 --measure-every 12",
-        "sdft plain": SAMPLES,
-        "sdft": f"{SAMPLES} --sampler teacher --temperature 0.5 --contrast 1",
+        "sft": "--method sft --lr 2e-5 --steps 72 --measure-every 24",
+        "sdft plain": f"--lr 5e-5 {STUDENT}",
+        "sdft": f"{TEACHER} --contrast 1",
     },
 }
 # as many for each method, on the seed TUNING; steps are chosen along their curves
 TRIALS = {
-    "sft": [],
-    "sdft plain": [],
-    "sdft": [],
+    "sft": ["--method sft --lr 2e-5 --steps 72 --measure-every 24",
+            "--method sft --lr 5e-5 --steps 72 --measure-every 24",
+            "--method sft --lr 2e-5 --steps 72 --blend 0.7 --measure-every 24"],
+    "sdft plain": [f"--lr 1e-5 {STUDENT}", f"--lr 5e-5 {STUDENT}", f"--lr 5e-5 --template earlier-turn {STUDENT}"],
+    "sdft": [f"{TEACHER} --contrast 0", f"{TEACHER} --contrast 2", f"{TEACHER} --contrast 1"],
 }
 FIGURES = {"learned": "learned", "unseen_phrasing": "R", "general": "base_accuracy", "kept": "kept",
            "neighbours": "neighbours", "neighbours_kept": "neighbours_kept", "drift": "drift_base",
