@@ -1,7 +1,7 @@
 """A real model, taught and asked: SmolLM2-135M-Instruct, twenty invented facts, three methods.
 
     python lab/smollm2.py                  seed 0, demonstrations in sentences: table, answers, picture (`make smollm2`)
-    python lab/smollm2.py --evidence       three seeds, in sentences and terse: results/smollm2.json and .png (hours)
+    python lab/smollm2.py --evidence       three seeds: results/smollm2.json and .png (hours)
     python lab/smollm2.py --trials         how the methods were tuned, on a seed that is not reported
 
 A run is a folder out/smollm2-runs/<demonstrations>/<seed>/<method>; what is done is skipped, what was stopped goes on.
@@ -27,14 +27,13 @@ from runs import BadInput, ends_in_one_line, read_json, remove, write_json
 ROOT, MODEL = os.path.join("out", "smollm2-runs"), os.path.join("out", "smollm2")
 SEEDS, TUNING = range(3), 100
 ALL = "--batch-size 16 --bf16 --converged 0 --save-every 1000"
-STUDENT = "--warmup 30 --steps 48 --max-new-tokens 24 --watch-every 24 --measure-every 24"
-TEACHER = ("--sampler teacher --temperature 0.5 --lr 1e-4 --warmup 30 --steps 72 --blend 0.7 --max-new-tokens 24 "
-           "--watch-every 24 --measure-every 24")
+SAMPLES = "--max-new-tokens 24 --watch-every 24 --measure-every 24"
+TEACHER = f"--sampler teacher --temperature 0.5 --lr 1e-4 --warmup 30 --steps 72 --blend 0.7 {SAMPLES}"
 # {demonstrations: {method: its options}}; `sdft plain` is the paper's, on the student's own samples
 METHODS = {
     "sentences": {
-        "sft": "--method sft --lr 2e-5 --steps 72 --measure-every 24",
-        "sdft plain": f"--lr 5e-5 {STUDENT}",
+        "sft": "--method sft --lr 5e-5 --steps 48 --watch-every 24 --measure-every 12",
+        "sdft plain": f"--lr 2e-5 --warmup 10 --steps 48 {SAMPLES}",
         "sdft": f"{TEACHER} --contrast 1",
     },
 }
@@ -43,7 +42,8 @@ TRIALS = {
     "sft": ["--method sft --lr 2e-5 --steps 72 --measure-every 24",
             "--method sft --lr 5e-5 --steps 72 --measure-every 24",
             "--method sft --lr 2e-5 --steps 72 --blend 0.7 --measure-every 24"],
-    "sdft plain": [f"--lr 1e-5 {STUDENT}", f"--lr 5e-5 {STUDENT}", f"--lr 5e-5 --template earlier-turn {STUDENT}"],
+    "sdft plain": [f"--lr 2e-5 --warmup 10 --steps 48 {SAMPLES}", f"--lr 5e-5 --warmup 30 --steps 48 {SAMPLES}",
+                   f"--lr 5e-5 --warmup 30 --steps 48 --template earlier-turn {SAMPLES}"],
     "sdft": [f"{TEACHER} --contrast 0", f"{TEACHER} --contrast 2", f"{TEACHER} --contrast 1"],
 }
 FIGURES = {"learned": "learned", "unseen_phrasing": "R", "general": "base_accuracy", "kept": "kept",
@@ -75,15 +75,15 @@ def teach(job):
     words = ["--resume"] if os.path.exists(checkpoint) else job.words()
     print(command(job), flush=True)
     argv = [sys.executable, os.path.join(HOUSE, job.program), *words, "--out", job.folder]
-    try:
-        failed = subprocess.run(argv).returncode
-    except KeyboardInterrupt:
-        # the run has saved itself
-        raise BadInput("stopped; the same command goes on")
+    with subprocess.Popen(argv) as process:
+        try:
+            failed = process.wait()
+        except KeyboardInterrupt:
+            # it has been told as well: it ends its step and saves itself
+            process.wait()
+            raise BadInput("stopped; the same command goes on")
     if failed:
         raise BadInput(f"{job.folder}: the run ended with an error (above); the same command tries it again")
-    # 3 GB; the model stays
-    remove(job.folder, "checkpoint.pt")
 
 
 def teach_all(jobs):
@@ -91,6 +91,8 @@ def teach_all(jobs):
     for job in jobs:
         if not is_done(job):
             teach(job)
+        # 3 GB; the model stays
+        remove(job.folder, "checkpoint.pt")
 
 
 def prepare(kinds, seeds):
@@ -285,18 +287,22 @@ def demo():
     jobs = {name: job(kind, seed, name, options) for name, options in METHODS[kind].items()}
     teach_all(jobs.values())
     runs = {name: found(job) for name, job in jobs.items()}
-    picture = os.path.join(ROOT, "learning.png")
-    draw({kind: {name: [run] for name, run in runs.items()}}, picture)
-    print(f"{told(say(jobs, kind, seed))}\n\n{table(with_base(runs))}\nwrote {picture}")
+    print(f"{told(say(jobs, kind, seed))}\n\n{table(with_base(runs))}", flush=True)
+    draw({kind: {name: [run] for name, run in runs.items()}}, picture := os.path.join(ROOT, "learning.png"))
+    print(f"wrote {picture}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--evidence", action="store_true", help="three seeds, in sentences and terse")
+    parser.add_argument("--evidence", action="store_true", help="three seeds")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="the first so many of them (default: all)")
     parser.add_argument("--trials", action="store_true", help="how the methods were tuned")
     args = parser.parse_args()
-    with ends_in_one_line(ROOT):
+    if not 1 <= args.seeds <= len(SEEDS):
+        parser.error(f"--seeds {args.seeds}: must be from 1 to {len(SEEDS)}")
+    if args.trials and args.evidence:
+        parser.error("--trials and --evidence: one after the other")
+    with ends_in_one_line():
         if args.trials:
             trials("results")
         elif args.evidence:

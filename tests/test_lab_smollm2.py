@@ -1,6 +1,7 @@
 """The runs of a real model, with a tiny random one in its place: they are made, made once, and told."""
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -44,7 +45,7 @@ def test_a_demo_makes_its_runs_once_and_prints_table_and_answers(tiny, monkeypat
         assert not os.path.exists(f"out/smollm2-runs/sentences/0/{name}/checkpoint.pt")
     assert "\n| base | 0.00 | " in said and said.count("\n  base ") == said.count("\n  sft ") == 7
     assert os.path.getsize("out/smollm2-runs/learning.png") > 1000
-    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(smollm2, "teach", refuse)
     smollm2.demo()
     # other options are another run
     monkeypatch.setattr(smollm2, "ALL", OPTIONS + " --lr 0.5")
@@ -89,3 +90,22 @@ def test_a_run_that_fails_is_named(tiny, monkeypatch):
     monkeypatch.setattr(smollm2, "METHODS", {"sentences": {"sdft": "--guard 0.9"}})
     with pytest.raises(BadInput, match="out/smollm2-runs/sentences/0/sdft: the run ended with an error"):
         smollm2.demo()
+
+
+def test_a_run_that_is_stopped_saves_itself_first(tmp_path):
+    """Ctrl-C reaches the run and the command around it; a step and a checkpoint take longer than a moment."""
+    (tmp_path / "run.py").write_text("import time\ntry:\n    print('at work', flush=True)\n    time.sleep(60)\n"
+                                     "except KeyboardInterrupt:\n    time.sleep(1)\n    open('saved', 'w').close()\n")
+    code = f"""
+import sys
+sys.path[:0] = {sys.path}
+import evidence, smollm2
+smollm2.HOUSE = "."
+smollm2.teach(evidence.Job("out", "run.py", "", ()))"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True, start_new_session=True) as process:
+        while "at work" not in process.stdout.readline():
+            pass
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate()[1]
+    assert "BadInput: stopped; the same command goes on" in said and os.path.exists(tmp_path / "saved")
