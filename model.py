@@ -193,13 +193,14 @@ class GPT(nn.Module):
                 ours[name].copy_(weight)
         return model
 
-    def save_pretrained(self, folder, source=None, dtype=None):
+    def save_pretrained(self, folder, source=None, dtype=None, files=()):
         """Writes a folder that transformers, vLLM and llama.cpp's converter open; beside and renamed, so that it is
         complete or absent. A model's folder that stands there is replaced.
 
         source: the folder that this model was read from. Each tensor gets the type that it has there, or `dtype`, and
         all other files are copied, config.json and the tokenizer's among them. None: config.json is made, and nothing
-        copied. ValueError for what contradicts, OSError for a full disk.
+        copied. files: {name: text} of more that is to lie there. ValueError for what contradicts, OSError for a full
+        disk.
         """
         weights, target = their_weights(self), os.path.realpath(folder)
         theirs = {name: w for name, w in weights.items() if not (name == HEAD and self.config.tied)}
@@ -210,8 +211,8 @@ class GPT(nn.Module):
                 check_same(theirs, weights, self.config.tied)
                 if there != dataclasses.replace(self.config, dropout=0.0):
                     raise ValueError("config.json is another model's; name the folder that this one was read from")
-            files = [os.path.join(source, name) for name in os.listdir(source) if not OLD_WEIGHTS.match(name)]
-            copied = [file for file in files if os.path.isfile(file)]
+            others = [os.path.join(source, name) for name in os.listdir(source) if not OLD_WEIGHTS.match(name)]
+            copied = [file for file in others if os.path.isfile(file)]
         part, old = (f"{target}.{os.getpid()}.{end}" for end in ("part", "old"))
         try:
             with about(folder):
@@ -221,9 +222,12 @@ class GPT(nn.Module):
                 for file in copied:
                     shutil.copy(file, part)
                 types = {name: dtype or weight.dtype for name, weight in theirs.items()}
+                texts = dict(files)
                 if source is None:
-                    with open(os.path.join(part, "config.json"), "w") as f:
-                        json.dump(their_config(self.config, types[EMBED]), f, indent=2)
+                    texts["config.json"] = json.dumps(their_config(self.config, types[EMBED]), indent=2)
+                for name, text in texts.items():
+                    with open(os.path.join(part, name), "w", encoding="utf-8") as f:
+                        f.write(text)
                 write_safetensors(os.path.join(part, "model.safetensors"), weights, types)
                 if os.path.exists(target):
                     os.rename(target, old)
@@ -400,7 +404,7 @@ def about(folder):
     try:
         yield
     except KeyError as e:
-        raise ValueError(f"{folder}: config.json has no {e}; fetch it again")
+        raise ValueError(f"{folder}: config.json has no {e}; fetch or make it again")
     except (AttributeError, RecursionError, TypeError, ValueError) as e:
         # settings may be anything
         raise ValueError(f"{folder}: {e}")
@@ -425,11 +429,12 @@ def check_same(theirs, ours, tied):
         raise ValueError(f"{len(more)} tensors have no place in this class, such as {min(more)!r}; choose a model of "
                          f"{', '.join(FAMILIES)} without them")
     if less := ours.keys() - theirs.keys() - {HEAD if tied else None}:
-        raise ValueError(f"{len(less)} tensors are missing, such as {min(less)!r}; fetch all model*.safetensors again")
+        raise ValueError(f"{len(less)} tensors are missing, such as {min(less)!r}; fetch or make the "
+                         "folder again")
     for name, w in theirs.items():
         if w.shape != ours[name].shape:
             raise ValueError(f"{name} has the shape {list(w.shape)}, and {list(ours[name].shape)} by config.json; "
-                             "fetch both again")
+                             "fetch or make both again")
     if tied and HEAD in theirs and not torch.equal(theirs[HEAD], theirs[EMBED]):
         raise ValueError(f"{HEAD} is not the embedding, to which config.json ties it; set tie_word_embeddings to false")
 
@@ -524,7 +529,7 @@ def read_safetensors(path) -> dict:
             weights[name] = weight.view(dtype).view(t["shape"])
     except Exception:
         # a damaged header may be anything
-        raise ValueError(f"{file}: {size} bytes, which its header does not fit; fetch the file again")
+        raise ValueError(f"{file}: {size} bytes, which its header does not fit; fetch or make it again")
     if others:
         raise ValueError(f"{file}: {others[0]}, and can be {' or '.join(DTYPES)} here; fetch what was quantised")
     return weights

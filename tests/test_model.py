@@ -552,7 +552,7 @@ def with_entry(**more):
     return change
 
 
-DAMAGED = "bytes, which its header does not fit; fetch the file again"
+DAMAGED = "bytes, which its header does not fit; fetch or make it again"
 FILES = {
     "cut by a byte": (lambda header, data: (header, data[:-1]), DAMAGED),
     "cut to the header": (lambda header, data: (header, b""), DAMAGED),
