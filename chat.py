@@ -43,7 +43,7 @@ def about(folder, file):
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as e:
         # a damaged file may be anything
         raise BadInput(f"{path}: is not of the form that is known here ({type(e).__name__}: {quoted(str(e))}); "
-                       "fetch it again")
+                       "fetch or make it again")
 
 
 def read_encoding(folder) -> tuple[tiktoken.Encoding, int, str | None, dict[str, bool]]:
@@ -337,8 +337,9 @@ class ChatTokenizer:
         """Itself: its vocabulary spells every word, and needs no new tokens."""
         return self
 
-    def state(self) -> dict:
-        """What a checkpoint keeps of it: nothing, since the folder has it all."""
+    def files(self) -> dict:
+        """What a model's folder keeps of it, {name: text}, beside what is copied from the folder that it was read from:
+        nothing more."""
         return {}
 
 

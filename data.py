@@ -8,6 +8,7 @@ The way of a row: formats.read_conversations, read_examples, into_tasks and a to
 train.read_lessons), collate (by train.learn), then sdft.sdft_step, on_policy_loss, score. The small world comes as
 files too, from lab/world.py; a chat model's tokenizer is in chat.py.
 """
+import json
 import os
 import random
 import re
@@ -31,13 +32,16 @@ class WordTokenizer:
     """256 bytes, then whole words as single tokens, then four special tokens: the same on every machine.
 
     A word token includes its leading space, and every prompt and answer is encoded with one space in front: a word is
-    the same token wherever it stands. Any other text falls back to bytes. `spare`: words without a meaning so far.
+    the same token wherever it stands. Any other text falls back to bytes. `spare`: those of the words that have no
+    meaning so far. ValueError for words that would not be as many tokens.
     """
 
     def __init__(self, words, spare=()):
         self.words, self.spare = list(words), list(spare)
         tokens = [bytes([b]) for b in range(256)] + [b" " + word.encode() for word in self.words]
         ranks = {token: rank for rank, token in enumerate(tokens)}
+        if len(ranks) < len(tokens) or not set(self.spare) <= set(self.words):
+            raise ValueError("a word is empty or stands twice, or a spare one is none of the words")
         special = {token: len(ranks) + i for i, token in enumerate(SPECIAL)}
         # a piece is a word or a sign with its leading space, or one whitespace character: together they cover any text
         pieces = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s"
@@ -97,9 +101,11 @@ class WordTokenizer:
         words = re.findall(r"(?:(?<=\s)|^)[^\W\d_]+", text_of(examples))
         return [w for w in dict.fromkeys(words) if len(self.encode(w)) > 1]
 
-    def state(self) -> dict:
-        """What a checkpoint keeps of it: WordTokenizer(**state)."""
-        return {"words": self.words, "spare": self.spare}
+    def files(self) -> dict:
+        """What a model's folder keeps of it, {name: text}: WordTokenizer(**the JSON of words.json)."""
+        kept = {"words": self.words, "spare": self.spare}
+        # a word a line: `diff` tells what was learned
+        return {"words.json": json.dumps(kept, ensure_ascii=False, indent=1) + "\n"}
 
 
 def text_of(examples) -> str:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 import sdft
-from chat import OFFICIAL, ChatTokenizer, template_of
+from chat import OFFICIAL, ChatTokenizer, about, template_of
 from data import VOICED, WordTokenizer, collate, grade, in_own_voice, into_tasks, read_examples
-from model import GPT, GPTConfig, bf16_copy
-from runs import BadInput, checkpoint_path, ends_in_one_line, load_checkpoint, printable, read_json, write_json
+from model import GPT, bf16_copy, frozen_copy
+from runs import BadInput, ends_in_one_line, load_checkpoint, printable, read_json, write_json
 
 OPEN = 64                         # tokens that the answer to an open prompt may have
 AT_ONCE = 2**16                   # tokens of prompts and answers, and so places of the cache, when many are asked
@@ -174,8 +174,7 @@ def continual_metrics(R) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Runs on disk: a run is a folder with result.json and checkpoint.pt; a folder of runs gets summary.json, a table, a
-# picture.
+# Runs on disk: a run is a folder with result.json and model/; a folder of runs gets summary.json, a table, a picture.
 
 METRICS = ["learning_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer", "retention"]
 KEPT = ["base_retention", "teacher_retention", "voice_retention"]
@@ -295,49 +294,79 @@ def draw(runs: dict, path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A trained checkpoint, looked at.
+# A model's folder: config.json and model*.safetensors; words.json of the small GPT, or the files of a chat model's
+# tokenizer; and pretraining.json, where lab/pretrain.py has made what it began with.
 
 
 def model_folder(path) -> str | None:
-    """The Hugging Face folder that a path is, or that a run of one has left in it."""
+    """The folder of a model that a path is, or that a run or a pretraining has left in it."""
     found = [folder for folder in (path, os.path.join(path, "model"))
              if os.path.exists(os.path.join(folder, "config.json"))]
     return found[0] if found else None
 
 
-def load_model(path, which="student", template=OFFICIAL) -> tuple[GPT, WordTokenizer | ChatTokenizer, dict]:
-    """The student or the teacher of a checkpoint, its tokenizer, and all that the checkpoint holds. Raises BadInput.
+def is_chat(path) -> bool:
+    """Whether a model is there that is not the small GPT."""
+    folder = model_folder(path)
+    return folder is not None and not os.path.exists(os.path.join(folder, "words.json"))
 
-    Of a Hugging Face folder student and teacher are the same, but a run of it has a teacher of its own. template: how
-    the teacher is shown a demonstration, where no run says it.
+
+def load_model(path, template=OFFICIAL) -> tuple[GPT, WordTokenizer | ChatTokenizer, dict]:
+    """The model of a folder, or of what a run or a pretraining has left in its own: on the CPU, in fp32, with its
+    tokenizer and what its pretraining hands on, see `handed_on`. Raises BadInput.
+
+    template: how a chat model is shown a demonstration.
     """
-    if folder := model_folder(path):
-        try:
-            model = GPT.from_pretrained(folder)
-        except ValueError as e:
-            raise BadInput(str(e))
-        state = {}
-        if which == "teacher" and os.path.exists(checkpoint_path(path)):
-            state = load_checkpoint(path)
-            model.load_state_dict(state["teacher"])
-            template = template_of(state["settings"]["template"])
-        return model.eval(), ChatTokenizer(folder, template), state
-    state = load_checkpoint(path)
-    if not state["tokenizer"]:
-        raise BadInput(f"{path}: a run of a chat model that has not learned its first task; go on with it first: "
-                       f"python train.py --out {path} --resume")
+    folder = model_folder(path)
+    if folder is None and os.path.exists(os.path.join(path, "log.jsonl")):
+        raise BadInput(f"{path}: no model yet, since no task is learned or its pretraining has not ended; go on with "
+                       f"it first: python train.py --out {path} --resume, or lab/pretrain.py as before")
+    if folder is None:
+        raise BadInput(f"{path}: no model there, neither config.json nor model/config.json; check the path, or make a "
+                       f"base model with: python lab/pretrain.py --out {path}")
     try:
-        tokenizer = WordTokenizer(**state["tokenizer"])
-        model = GPT(GPTConfig(**state["model"]))
-        model.load_state_dict(state[which])
-        words, width = model.config.vocab_size, model.config.n_embd
-        if words < tokenizer.n_vocab or width % (2 * model.config.n_head):
-            raise ValueError(f"{words} words, width {width}")
-    except Exception:
-        # settings and weights may be anything
-        raise BadInput(f"{path}: a checkpoint of another architecture than model.py; train again, or use the version "
-                       "of this project that wrote it")
-    return model.eval(), tokenizer, state
+        model = GPT.from_pretrained(folder)
+    except ValueError as e:
+        raise BadInput(str(e))
+    if is_chat(folder):
+        tokenizer = ChatTokenizer(folder, template)
+    else:
+        with about(folder, "words.json"):
+            tokenizer = WordTokenizer(**read_json(os.path.join(folder, "words.json")))
+    if tokenizer.n_vocab > model.config.vocab_size:
+        raise BadInput(f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, and the model has "
+                       f"{model.config.vocab_size} rows for them; fetch or make both again")
+    return model.eval(), tokenizer, handed_on(folder, model.config.vocab_size)
+
+
+def load_both(path) -> tuple[GPT, GPT, WordTokenizer | ChatTokenizer, dict]:
+    """Student and teacher of a run, as its checkpoint has them, its tokenizer and its settings. Of any other model both
+    are that model, and the settings {}. Raises BadInput."""
+    checkpoint = os.path.join(path, "checkpoint.pt")
+    saved = load_checkpoint(checkpoint) if os.path.exists(checkpoint) else {}
+    settings = saved.get("settings", {})
+    student, tokenizer, _ = load_model(path, template_of(settings.get("template", "")))
+    teacher = frozen_copy(student)
+    if "teacher" in saved:
+        # the folder is that of the last task learned, the checkpoint may be later
+        student.load_state_dict(saved["student"])
+        teacher.load_state_dict(saved["teacher"])
+    return student, teacher, tokenizer, settings
+
+
+def handed_on(folder, n_rows) -> dict:
+    """What pretraining.json says, {} where there is none. For those who train: "frequency", (V,) fp32, each token's
+    share of what was read, of `n_rows` tokens; and "gates", {what a base model must be able to do: share of answers}.
+    Raises BadInput."""
+    path = os.path.join(folder, "pretraining.json")
+    if not os.path.exists(path):
+        return {}
+    with about(folder, "pretraining.json"):
+        said = read_json(path)
+        said["frequency"] = torch.from_numpy(np.array(said["frequency"], np.float32))
+        if said["frequency"].shape != (n_rows,) or not said["frequency"].isfinite().all():
+            raise ValueError(f"not a frequency of each of {n_rows} tokens")
+    return said
 
 
 def ask(path, prompt) -> str:
@@ -362,12 +391,8 @@ def both_prompts(task, tokenizer) -> str:
 def show_teacher(path, files=()):
     """The method in a terminal: for the first row of each task both prompts, the student's sample, and what student
     and teacher thought of each of its tokens. files: demonstrations; by default those that the run was taught."""
-    student, _, _ = load_model(path)
-    teacher, tokenizer, state = load_model(path, "teacher")
-    if state:
-        # a chat model's folder is that of the last task learned, the checkpoint may be later
-        student.load_state_dict(state["student"])
-    files = files or state.get("settings", {}).get("demos")
+    student, teacher, tokenizer, settings = load_both(path)
+    files = files or settings.get("demos")
     if not files:
         raise BadInput(f"{path}: of this model it is not known what it was taught; name a file behind it")
 

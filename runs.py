@@ -275,17 +275,21 @@ def remove(folder, *names):
             os.remove(os.path.join(folder, name))
 
 
-def checkpoint_path(path) -> str:
-    """A checkpoint, or the folder that it lies in, as a path to the checkpoint."""
-    return path if path.endswith(".pt") and not os.path.isdir(path) else os.path.join(path, "checkpoint.pt")
+def remove_model(folder):
+    """Takes away the model that an earlier run has left in its folder; raises BadInput for anything else of that
+    name."""
+    path = os.path.join(folder, "model")
+    if os.path.exists(os.path.join(folder, "log.jsonl")) and os.path.exists(os.path.join(path, "config.json")):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        raise BadInput(f"--out {folder}: {path} is there, and no run has made it; choose another folder")
 
 
 def load_checkpoint(path) -> dict:
-    """A checkpoint of train.py or lab/pretrain.py, or of the folder of one. Raises BadInput.
+    """A checkpoint of train.py or lab/pretrain.py. Raises BadInput.
 
     Tensors and plain values alone are read (weights_only): a file that would execute code is refused.
     """
-    path = checkpoint_path(path)
     try:
         with zipfile.ZipFile(path) as file:
             # torch.load compares no checksums: a damaged weight is a weight
@@ -294,18 +298,13 @@ def load_checkpoint(path) -> dict:
         with warnings.catch_warnings(action="ignore"):
             # the unpickler's, on what is refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
-        whole = {"settings", "model", "tokenizer", "student", "teacher"} <= state.keys()
-    except FileNotFoundError:
-        folder = os.path.dirname(path) or "."
-        raise BadInput(f"{path}: no such checkpoint; check the path, or make a base model with: python lab/pretrain.py "
-                       f"--out {folder}")
+        whole = {"settings", "student"} <= state.keys()
     except Exception as e:
         # bytes that are no checkpoint raise whatever they mean to pickle
         raise BadInput(f"{path}: not a checkpoint, or damaged ({type(e).__name__}); restore it, or remove it and train "
                        "again")
     if not whole:
-        raise BadInput(f"{path}: not a checkpoint of train.py; give one that it wrote, or a base model of "
-                       "lab/pretrain.py")
+        raise BadInput(f"{path}: not a checkpoint of train.py or lab/pretrain.py; remove it and train again")
     return state
 
 

@@ -4,8 +4,8 @@
     python train.py --init out/base --demos new.jsonl --keep old.jsonl --out out/mine
     python train.py --out out/mine --resume          go on where a killed run stopped
 
-A checkpoint and files go in; a checkpoint, a log and a result come out, in one folder. A first
-checkpoint: lab/pretrain.py, or a chat model's Hugging Face folder, which comes out as one again.
+A model and files go in; a model, a log and a result come out, in one folder. A model is a Hugging
+Face folder: a chat model's, or our own small GPT's, of which lab/pretrain.py makes a first one.
 Left out: more than one machine, and all else that a trainer framework is for.
 """
 import contextlib
@@ -15,7 +15,6 @@ import json
 import os
 import random
 import shlex
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -26,13 +25,14 @@ import torch.nn.functional as F
 import torch.fx.experimental._config
 
 import sdft
-from chat import template_of
+from chat import ChatTokenizer, template_of
 from data import GRADERS, OF_RETURNS, WordTokenizer, check_shown, collate, grade, held_out, into_tasks, read_examples
-from eval import Probe, accuracy, answers, both_prompts, changes, continual_metrics, load_model, mean, model_folder
+from eval import (Probe, accuracy, answers, both_prompts, changes, continual_metrics, is_chat, load_model, mean,
+                  model_folder)
 from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
-from runs import (MANY, BadInput, Log, check_options, check_out, checkpoint_path, ends_in_one_line, find_device,
-                  flag, given_options, load_checkpoint, locked, option, provenance, quoted, random_states, remove, save,
+from runs import (MANY, BadInput, Log, check_options, check_out, ends_in_one_line, find_device, flag, given_options,
+                  load_checkpoint, locked, option, provenance, quoted, random_states, remove, remove_model, save,
                   set_random_states, set_up_machine, write_json)
 
 SDFT = {"method": ["sdft"]}       # the options that mean something there alone
@@ -87,7 +87,8 @@ class Config:
         "forgotten", choices=["always", "needed"], only={"penalty": ["self-replay", "lwf", "l2"]})
 
     init: str = option(
-        "", "the checkpoint (or folder of a run) to start from", group="what is taught, and what is measured")
+        "", "the model to start from: its folder, or that of the run or the pretraining that has left it",
+        group="what is taught, and what is measured")
     demos: tuple = option(
         (), 'files to teach, a line {"prompt", "response", and if you like "task", "split", "grader", "answer"}')
     keep: tuple = option(
@@ -138,7 +139,7 @@ class Config:
         False, "read everything, say what was found in the files and show a prompt of each task; train nothing",
         group="the run and the machine", machine=True)
     out: str = option(
-        "out/run", "folder of the run: checkpoint, log, result", machine=True)
+        "out/run", "folder of the run: model, checkpoint, log, result", machine=True)
     resume: bool = option(
         False, "go on from the checkpoint in the folder", machine=True)
     seed: int = option(
@@ -163,7 +164,6 @@ class Config:
 
 NEEDED = 0.01                     # forgetting above which `--when needed` regularises the next task
 LINEAR_FROM = 8192                # size of vocabulary from which the loss is made in chunks, from hidden states
-START = "start.pt"                # in the folder of a run: the checkpoint that it started from
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -349,56 +349,46 @@ class Lessons:
     """What goes in: a model, what it is taught, and what is measured besides."""
 
     model: GPT
-    start_tokenizer: WordTokenizer
-    tokenizer: WordTokenizer      # with the new words of the files
-    handed_on: dict               # what the checkpoint says of its pretraining, for those that start from this run
+    tokenizer: WordTokenizer | ChatTokenizer               # with the new words of the files
+    handed_on: dict               # what the model's folder says of its pretraining
     tasks: list
     keep: list
     reading: list
     neighbours: list
     open_prompts: list
-    folder: str | None            # the Hugging Face folder that the model was read from
+    folder: str                   # that the model was read from
+    chat: bool                    # whether it is not the small GPT
     reports: list                 # a line for each file: its rows, their form, and the fields that are not used
 
     def fingerprint(self) -> str:
         files = self.tasks, self.keep, self.reading, self.neighbours, self.open_prompts
         # tokenizer and templates are files as well
         prompts = [both_prompts(task, self.tokenizer) for task in self.tasks]
-        found = hashlib.sha256(repr((files, prompts)).encode())
-        for weight in self.model.state_dict().values():
-            found.update(weight.cpu().numpy().tobytes())
+        found = hashlib.sha256(repr((files, prompts, self.tokenizer.files())).encode())
+        for numbers in (*self.model.state_dict().values(), self.handed_on.get("frequency", torch.zeros(0))):
+            found.update(numbers.cpu().numpy().tobytes())
         return found.hexdigest()[:16]
 
 
 def read_lessons(config) -> Lessons:
-    """The checkpoint of --init and the files. Raises BadInput for all that cannot be used; nothing is written.
-
-    A run of the small GPT keeps what it started from beside its own checkpoint: --resume needs --init no more. That of
-    a Hugging Face folder needs it as it was.
-    """
-    kept = os.path.join(config.out, START)
-    init = kept if config.resume and os.path.exists(kept) else config.init
-    model, tokenizer, state = load_model(init, template=template_of(config.template))
-    folder = model_folder(init)
-    if not folder and (config.template or config.helped_only):
-        raise BadInput(f"--init {config.init}: --template and --helped-only are for chat models, from a Hugging Face "
-                       "folder; leave them out")
+    """The model of --init and the files. Raises BadInput for all that cannot be used; nothing is written. --resume
+    needs them as they were."""
+    model, tokenizer, handed_on = load_model(config.init, template_of(config.template))
+    folder, chat = model_folder(config.init), is_chat(config.init)
+    if not chat and (config.template or config.helped_only):
+        raise BadInput(f"--init {config.init}: --template and --helped-only are for chat models; leave them out")
     if config.max_new_tokens > model.config.context // 2:
         raise BadInput(f"--max-new-tokens {config.max_new_tokens}: more than half of the model's context of "
                        f"{model.config.context}; ask for fewer")
-    if folder and config.penalty in ("l2", "ewc"):
+    if chat and config.penalty in ("l2", "ewc"):
         raise BadInput(f"--penalty {config.penalty}: its step is made for SGD, and a chat model is trained by AdamW; "
                        "choose replay, self-replay or lwf")
-    if "pretraining" in state:
-        raise BadInput(f"--init {config.init}: its pretraining has not ended; go on with it first (lab/pretrain.py)")
-    start = os.path.realpath(os.path.dirname(checkpoint_path(config.init)))
-    model_there = os.path.realpath(os.path.join(config.out, "model"))
-    if start == os.path.realpath(config.out) or os.path.commonpath([start, model_there]) == model_there:
-        raise BadInput(f"--out {config.out}: the new checkpoint would be written over the old one (--init); choose "
-                       "another folder")
+    start, out, there = map(os.path.realpath, (folder, config.out, os.path.join(config.out, "model")))
+    if start == out or os.path.commonpath([start, there]) == there:
+        raise BadInput(f"--out {config.out}: the new model would be written over the old one (--init); choose another "
+                       "folder")
     if not all(weight.isfinite().all() for weight in model.state_dict().values()):
-        raise BadInput(f"--init {config.init}: some of its weights are not finite; start from a checkpoint before they "
-                       "were")
+        raise BadInput(f"--init {config.init}: some of its weights are not finite; start from a model before they were")
 
     # half of the model's context: the longest prompt of a batch may meet its longest answer
     reports = []
@@ -412,9 +402,7 @@ def read_lessons(config) -> Lessons:
     tasks = into_tasks(demos, config.holdout, config.seed, config.task_order)
     learned = tokenizer.learn(demos + keep + neighbours, reading)
     check_others(tasks, config, learned, model.config.context)
-    handed_on = {k: state[k] for k in ("frequency", "gates") if k in state}
-    return Lessons(model, tokenizer, learned, handed_on, tasks, keep, reading, neighbours, open_prompts, folder,
-                   reports)
+    return Lessons(model, learned, handed_on, tasks, keep, reading, neighbours, open_prompts, folder, chat, reports)
 
 
 def check_others(tasks, config, tokenizer, context):
@@ -471,18 +459,18 @@ def begin(config, lessons) -> Run:
     settings = dataclasses.asdict(config)
     about = {"settings": settings} | provenance()
     log = Log(config.out, run_name(config), about, saved["log_bytes"] if saved else 0)
-    if told := [line for line in lessons.reports if lessons.folder or "not used" in line]:
+    if told := [line for line in lessons.reports if lessons.chat or "not used" in line]:
         log.say("\n".join(told))
 
     tokenizer, tasks = lessons.tokenizer, lessons.tasks
     student, lessons.model = lessons.model.to(config.device), None
     teacher = frozen_copy(student)
-    chat = lessons.folder is not None
-    low = chat and config.bf16
+    low = lessons.chat and config.bf16
     probe = Probe(student, tokenizer, tasks, lessons.keep, lessons.reading, lessons.neighbours, lessons.open_prompts,
                   low)
     scale = row_scale(lessons.handed_on.get("frequency"), config.f0, student)
-    optimizer = adamw(student, config.lr) if chat else make_optimizer(student, config.lr, config.embed_lr, scale)
+    optimizer = (adamw(student, config.lr) if lessons.chat else
+                 make_optimizer(student, config.lr, config.embed_lr, scale))
     guard = sdft.TeacherGuard(config.guard if config.method == "sdft" else 0.0, student, teacher)
     rng, sample = random.Random(f"training {config.seed}"), Sampler(tokenizer.end, config.temperature, low)
     penalty = PENALTIES[config.penalty](strength=config.strength, batch_size=config.batch_size, tasks=tasks,
@@ -502,8 +490,6 @@ def begin(config, lessons) -> Run:
         log.say(f"before the first task: {in_words(measured, len(tasks))}")
     log.start(run.history.wall_seconds, sum(run.history.steps) + run.step)
     if not saved:
-        if not chat:
-            keep_start(run)
         checkpoint(run)
     return run
 
@@ -556,7 +542,7 @@ def begin_task(run, config):
     run.recent, run.rate = [], 1.0
     run.before = sdft.on_cpu(run.student.state_dict()) if config.blend < 1 else None
     history.left_out.append([])
-    if run.lessons.folder and config.method == "sdft":
+    if run.lessons.chat and config.method == "sdft":
         look_at_the_teacher(run, config)
 
 
@@ -622,11 +608,11 @@ def end_task(run):
     measured = run.probe.measure(run.student, run.task)
     history.record(measured)
     i, R = run.task, history.R
-    if run.lessons.folder:
-        try:
-            run.student.save_pretrained(os.path.join(os.path.dirname(run.path), "model"), run.lessons.folder)
-        except ValueError as e:
-            raise BadInput(f"the model of task {i} cannot be written: {e}")
+    try:
+        run.student.save_pretrained(os.path.join(os.path.dirname(run.path), "model"), run.lessons.folder,
+                                    files=run.lessons.tokenizer.files())
+    except ValueError as e:
+        raise BadInput(f"the model of task {i} cannot be written: {e}")
     run.log.say(f"task {i}/{len(R[0])} {run.lessons.tasks[i - 1].name}: {R[i - 1][i - 1]:.2f} before, learned to "
                 f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; {in_words(measured, i)}")
 
@@ -658,26 +644,13 @@ def in_words(measured, seen) -> str:
     return ", ".join(f"{name} {share:.2f}" for name, share in words.items() if not np.isnan(share))
 
 
-def keep_start(run):
-    """What the run starts from, beside its checkpoint, so that --resume needs nothing but the files."""
-    weights = run.student.state_dict()
-    start = {"settings": run.settings, "model": dataclasses.asdict(run.student.config), "student": weights,
-             "teacher": weights, "tokenizer": run.lessons.start_tokenizer.state(), **run.lessons.handed_on}
-    save(os.path.join(os.path.dirname(run.path), START), start)
-
-
 def checkpoint(run):
-    """All that is needed to go on as if nothing had happened, to start another run from, or to ask the model."""
+    """All that is needed to go on as if nothing had happened."""
     run.history.wall_seconds = round(run.log.seconds(), 2)
     save(run.path, {
-        # for those who start from it or ask it
         "settings": run.settings,
-        "model": dataclasses.asdict(run.student.config),
-        "tokenizer": run.lessons.tokenizer.state(),
         "student": run.student.state_dict(),
         "teacher": run.teacher.state_dict(),
-        **run.lessons.handed_on,
-        # for those who go on with it
         "optimizer": run.optimizer.state_dict(),
         "good": run.guard.good,
         "penalty": run.penalty.state(),
@@ -732,7 +705,7 @@ def parse(argv=None) -> Config:
     refused = "train.py: "
     for name in ("init", "demos"):
         if not getattr(config, name):
-            raise BadInput(f"{refused}{flag(name)} is missing: a checkpoint and files go in; a first checkpoint: "
+            raise BadInput(f"{refused}{flag(name)} is missing: a model and files go in; a first model: "
                            "python lab/pretrain.py --out out/base; first files: python lab/world.py --out out/world; "
                            "then --init out/base --demos out/world/tasks/*.jsonl")
     if config.contrast and config.shown:
@@ -743,7 +716,7 @@ def parse(argv=None) -> Config:
         raise BadInput(f"{refused}--strength {config.strength}: of replay it is a share, from 0 to 1")
     check_out(config.out)
 
-    sdft_runs, chat = config.method == "sdft", model_folder(config.init) is not None
+    sdft_runs, chat = config.method == "sdft", is_chat(config.init)
     config.device = find_device(config.device)
     config.lr = config.lr or ((5e-5 if sdft_runs else 2e-5) if chat else 0.001 if sdft_runs else 0.03)
     if config.guard < 0:
@@ -783,15 +756,6 @@ def began_with(folder) -> dict:
     raise BadInput(f"{path}: no such checkpoint; begin the run first, without --resume")
 
 
-def remove_model(folder):
-    """Takes away the model that an earlier run has left in its folder, and nothing else of that name."""
-    path = os.path.join(folder, "model")
-    if os.path.exists(os.path.join(folder, "log.jsonl")) and os.path.exists(os.path.join(path, "config.json")):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        raise BadInput(f"--out {folder}: {path} is there, and no run has made it; choose another folder")
-
-
 def main(argv=None):
     with ends_in_one_line():
         config = parse(argv)
@@ -808,7 +772,7 @@ def main(argv=None):
         if not config.resume:
             # after a kill, --resume would go on with an older run
             remove_model(config.out)
-            remove(config.out, "checkpoint.pt", "result.json", START)
+            remove(config.out, "checkpoint.pt", "result.json")
         learn(config, begin(config, lessons))
 
 

@@ -216,23 +216,21 @@ def settings(config: dict) -> dict:
 
 @functools.cache                                            # `gather` asks for all of them after every run
 def planned(job) -> dict:
-    parse = train.parse if job.program == "train.py" else pretrain.parse
-    return settings(dataclasses.asdict(parse(job.words())))
+    return settings(dataclasses.asdict(train.parse(job.words())))
 
 
 def is_done(job) -> bool:
     """Whether what a run makes is there. What was made with other options is of an older plan, and removed."""
+    if job.program != "train.py":
+        config = pretrain.parse(job.words())
+        return "gates" in pretrain.found_in(job.folder, pretrain.made_by(config, world.World(config.seed)))
     result, checkpoint = (os.path.join(job.folder, name) for name in ("result.json", "checkpoint.pt"))
     for path, read in ((result, read_json), (checkpoint, load_checkpoint)):
         if os.path.exists(path):
             if settings(read(path)["settings"]) != planned(job):
                 shutil.rmtree(job.folder)
             break
-    if job.program == "train.py":
-        return os.path.exists(result)
-    config = pretrain.parse(job.words())
-    made = pretrain.made_by(config, world.World(config.seed))
-    return "gates" in pretrain.found_in(checkpoint, made)
+    return os.path.exists(result)
 
 
 def run(job) -> int:

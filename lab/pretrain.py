@@ -3,12 +3,14 @@
     python lab/pretrain.py --seed 0 --out out/base
 
 The folder is its own cache: what was made with the same settings and the same code is found
-again, and what was stopped goes on. At the end the gates tell whether the model can do what it
-needs before it can teach itself anything. Left out: any text but the world's.
+again in its model/, and what was stopped goes on from its checkpoint.pt. At the end the gates
+tell whether the model can do what it needs before it can teach itself anything. Left out: any
+text but the world's.
 """
 import dataclasses
 import hashlib
 import inspect
+import json
 import os
 import random
 import sys
@@ -20,11 +22,11 @@ import torch.nn.functional as F
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import model as model_module
 from data import Example, grade
-from eval import accuracy, answers, mean
+from eval import accuracy, answers, load_model, mean
 from model import GPT, GPTConfig
-from runs import (MANY, BadInput, Log, check_options, check_out, checkpoint_path, ends_in_one_line, find_device,
-                  given_options, load_checkpoint, locked, option, provenance, random_states, remove, save,
-                  set_random_states, set_up_machine, write_json)
+from runs import (MANY, BadInput, Log, check_options, check_out, ends_in_one_line, find_device, given_options,
+                  load_checkpoint, locked, option, provenance, random_states, remove, remove_model, save,
+                  set_random_states, set_up_machine)
 from world import World, well_formed
 
 # What a base model must be able to do: at least this share (without a demonstration: at most).
@@ -51,7 +53,7 @@ class Config:
     dropout: float = option(0.1, "dropout; none afterwards", within=(0, 0.9))
     preset: str = option("", "gpu: a model of 30 million parameters, 50,304 words, bf16, compiled; other options "
                          "override it", choices=["gpu"])
-    out: str = option("out/base", "folder of the checkpoint", "the machine", machine=True)
+    out: str = option("out/base", "folder of the model", "the machine", machine=True)
     bf16: bool = option(False, "matrix products in bfloat16 (autocast)")
     compile: bool = option(False, "torch.compile the forward pass; no gain on a CPU")
     device: str = option("auto", "auto, cpu, cuda, ...", machine=True)
@@ -229,53 +231,57 @@ def made_by(config, world) -> str:
     return hashlib.sha256(repr([settings, documents, PROMPT_WEIGHT, code]).encode()).hexdigest()[:12]
 
 
-def found_in(path, made) -> dict:
-    """What a folder holds of this base model: all of it, where its pretraining stopped, or {}."""
+def found_in(folder, made) -> dict:
+    """What a folder holds of this base model: pretraining.json of all of it, the checkpoint where its pretraining
+    stopped, or {}. Raises BadInput for what is damaged, and for a run of train.py."""
+    path, model = os.path.join(folder, "checkpoint.pt"), os.path.join(folder, "model")
     saved = load_checkpoint(path) if os.path.exists(path) else {}
-    if "history" in saved:
-        raise BadInput(f"{path}: a run of train.py; choose another folder with --out")
+    if "history" in saved or os.path.exists(os.path.join(folder, "result.json")):
+        raise BadInput(f"{folder}: a run of train.py; choose another folder with --out")
+    if os.path.exists(os.path.join(model, "config.json")):
+        try:
+            saved = load_model(model)[2]
+        except BadInput as e:
+            raise BadInput(f"{e}; to make it again, remove {model}")
     return saved if saved.get("made_by") == made else {}
 
 
-def base_model(config) -> dict:
-    """The checkpoint of a base model: found, gone on with, or made."""
-    world, path = World(config.seed), checkpoint_path(config.out)
+def base_model(config):
+    """Leaves a base model in its folder: found there, gone on with, or made."""
+    path, folder = (os.path.join(config.out, name) for name in ("checkpoint.pt", "model"))
+    world = World(config.seed)
     made = made_by(config, world)
-    saved = found_in(path, made)
+    saved = found_in(config.out, made)
     if not saved:
         # nobody must start from an older one while this one is made
-        remove(config.out, "checkpoint.pt", "gates.json")
-    log = Log(config.out, "base", {"settings": dataclasses.asdict(config)} | provenance(), saved.get("log_bytes", 0))
+        remove_model(config.out)
+        remove(config.out, "checkpoint.pt")
+    settings = dataclasses.asdict(config)
+    about = {"settings": settings} | provenance()
+    log = Log(config.out, "base", about, MANY if saved else 0)
     if "gates" in saved:
-        log.say(f"{path}: made before")
-        print_gates(log, saved["gates"])
-        return saved
+        log.say(f"{folder}: made before")
+        # its process may have died before it did so
+        remove(config.out, "checkpoint.pt")
+        return print_gates(log, saved["gates"])
     torch.manual_seed(config.seed)
     model = GPT(GPTConfig(config.vocab_size, config.n_layer, config.n_head, config.n_embd, dropout=config.dropout))
     model = model.to(config.device).eval()
     log.say(f"pretraining {sum(p.numel() for p in model.parameters()):,} parameters")
 
-    def snapshot(**more):
-        weights = model.state_dict()
-        return {"settings": dataclasses.asdict(config), "model": dataclasses.asdict(model.config),
-                "tokenizer": world.tokenizer.state(), "student": weights, "teacher": weights, "made_by": made,
-                "log_bytes": log.bytes(), **more}
-
     def keep(state):
-        save(path, snapshot(pretraining=state))
+        save(path, {"settings": settings, "made_by": made, "student": model.state_dict(), "pretraining": state})
 
     if saved:
         model.load_state_dict(saved["student"])
         log.say(f"going on at step {saved['pretraining']['step']}")
     frequency = pretrain(model, world, config, log, saved.get("pretraining"), keep)
-    result = snapshot(frequency=frequency, gates=gates(model, world))
-    about = {**provenance(), "settings": dataclasses.asdict(config), "gates": result["gates"]}
-    write_json(os.path.join(config.out, "gates.json"), about)
-    # last: with gates in it, it is complete
-    save(path, result)
+    result = {"made_by": made, **about, "gates": gates(model, world), "frequency": frequency.tolist()}
+    text = json.dumps(result, indent=1) + "\n"
+    model.save_pretrained(folder, files=world.tokenizer.files() | {"pretraining.json": text})
+    remove(config.out, "checkpoint.pt")
     print_gates(log, result["gates"])
-    log.say(f"wrote {path}")
-    return result
+    log.say(f"wrote {folder}")
 
 
 def main(argv=None):

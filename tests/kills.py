@@ -5,8 +5,8 @@
 Every run of RUNS runs once untouched. Then it runs in an empty folder and is killed (SIGKILL: it cannot clean up) at a
 moment drawn uniformly from the time that the untouched run took, Python's start included; it is started again (a run
 of train.py with --resume, pretraining with the same command), killed again, up to three times, and then left to end.
-What it leaves must be what the untouched run left, bit for bit: every entry of checkpoint, log and result, but for the
-clock's.
+What it leaves must be what the untouched run left, bit for bit: every entry of model, checkpoint, log and result, but
+for the clock's.
 
 The processes are those of a user: `python train.py`, `python lab/pretrain.py`, each with a hash seed of its own, so
 that nothing can hang on the order of a set.
@@ -34,13 +34,13 @@ from model import read_weights
 BASE = "--n-layer 1 --n-head 2 --n-embd 16 --steps 120 --docs 16 --save-every 10 --threads 1 --device cpu"
 WORLD = "--tasks 2 --demonstrations 12 --tests 16 --kept 64"
 TINY = ("--steps 40 --batch-size 8 --lr 0.01 --guard 0 --converged 0 --watch-every 4 --save-every 2 --threads 1 "
-        "--device cpu --init base.pt")
+        "--device cpu --init base")
 STREAM = "--demos world/tasks/*.jsonl --keep world/keep.jsonl --reading world/reading.jsonl"
 RUNS = {"base": BASE, "sft": f"{TINY} {STREAM} --method sft", "sdft": f"{TINY} {STREAM}",
         "sdft+self-replay": f"{TINY} {STREAM} --penalty self-replay",
         "sft+ewc": f"{TINY} {STREAM} --method sft --penalty ewc", "demos": f"{TINY} --demos colors.jsonl animals.jsonl",
         # a chat model of random weights: AdamW, a folder behind each task
-        "chat": TINY.replace("base.pt", "chat") + " --demos colors.jsonl animals.jsonl --sampler 0.5 --contrast 1"}
+        "chat": TINY.replace("base", "chat") + " --demos colors.jsonl animals.jsonl --sampler 0.5 --contrast 1"}
 LINES = {"colors": "rouge red bleu blue vert green noir black blanc white gris gray",
          "animals": "chat cat chien dog loup wolf ours bear âne donkey coq rooster"}
 # what may differ; log_bytes: by a digit
@@ -58,7 +58,7 @@ def command_of(name, folder, home) -> tuple:
     """The program and the options of a run; the files that it reads are put into its folder, out of home."""
     if name == "base":
         return "lab/pretrain.py", [*BASE.split(), "--out", "run"]
-    shutil.copy(os.path.join(home, "base", "run", "checkpoint.pt"), os.path.join(folder, "base.pt"))
+    shutil.copytree(os.path.join(home, "base", "run", "model"), os.path.join(folder, "base"))
     shutil.copytree(os.path.join(home, "world"), os.path.join(folder, "world"))
     if name == "chat":
         from test_chat_train import write_model            # here: what imports this file has no need of transformers
@@ -78,17 +78,19 @@ def started_again(program, options) -> list:
 
 
 def everything(folder) -> dict:
-    """What a run has left in folder/run: all that its checkpoint, log and result hold."""
+    """What a run has left in folder/run: all that its model, checkpoint, log and result hold."""
     run = os.path.join(folder, "run")
-    left = {"checkpoint": torch.load(os.path.join(run, "checkpoint.pt"), weights_only=True)}
+    model = os.path.join(run, "model")
+    left = {"files": sorted(os.listdir(run)), "in model": sorted(os.listdir(model)), "model": read_weights(model)}
+    if "checkpoint.pt" in left["files"]:
+        left["checkpoint"] = torch.load(os.path.join(run, "checkpoint.pt"), weights_only=True)
     with open(os.path.join(run, "log.jsonl")) as f:
         left["log"] = [json.loads(line) for line in f]
-    if os.path.exists(os.path.join(run, "result.json")):
-        with open(os.path.join(run, "result.json")) as f:
-            left["result"] = json.load(f)
-    left["files"] = sorted(os.listdir(run))
-    if os.path.exists(os.path.join(run, "model")):
-        left["model"] = read_weights(os.path.join(run, "model"))
+    for part in (run, model):
+        for name in os.listdir(part):
+            if name.endswith(".json"):
+                with open(os.path.join(part, name)) as f:
+                    left[name] = json.load(f)
     return left
 
 
@@ -128,8 +130,10 @@ def phase(folder, began=0.0) -> str:
     saved = torch.load(path, weights_only=True) if os.path.exists(path := os.path.join(run, "checkpoint.pt")) else {}
     settings = lines[0]["settings"]
     if "demos" not in settings:
+        if os.path.exists(os.path.join(run, "model")):
+            return "ending"
         pretrained = saved.get("pretraining", {}).get("step") == settings["steps"]
-        return "ending" if "gates" in saved else "its gates" if pretrained else "pretraining"
+        return "its gates" if pretrained else "pretraining"
     if not saved:
         return "before the first task"
     if saved["task"] == len(saved["history"]["R"][0]):
