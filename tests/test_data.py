@@ -119,7 +119,14 @@ def test_new_words_take_the_tokens_of_spare_ones():
     assert after.spare == ["kelo"]                         # bodo is used; kelo is kept for the others; none is left
     assert after.new_words(shown) == ["Fenster", "Haus"] and after.n_vocab == before.n_vocab
     assert after.decode(after.encode("tanu Haus")) == "tanu Haus"
-    assert WordTokenizer(**after.state()).words == after.words and WordTokenizer(**after.state()).spare == after.spare
+    kept = json.loads(after.files()["words.json"])
+    assert kept == {"words": after.words, "spare": after.spare} and WordTokenizer(**kept).files() == after.files()
+
+
+@pytest.mark.parametrize("words, spare", [(["tanu", "tanu"], []), (["tanu", ""], []), (["tanu"], ["bodo"])])
+def test_words_that_would_not_be_as_many_tokens(words, spare):
+    with pytest.raises(ValueError, match="a word is empty or stands twice, or a spare one is none of the words"):
+        WordTokenizer(words, spare)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

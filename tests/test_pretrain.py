@@ -12,7 +12,7 @@ import train
 from conftest import random_gpt
 from eval import load_model
 from runs import BadInput
-from test_train import TINY, TINY_BASE, lessons, no_gates, saved_by, tiny_base
+from test_train import TINY, TINY_BASE, equal, lessons, no_gates, saved_by, tiny_base, weights_of
 
 
 @pytest.fixture
@@ -69,19 +69,20 @@ def test_muon_agrees_with_torch():
 
 def test_a_base_model_is_made_once_and_not_reused_for_other_settings(here, capsys):
     make()
-    made = os.stat("base/checkpoint.pt").st_mtime_ns
-    weights = saved_by("base", "student")
+    made, log = os.stat("base/model/model.safetensors").st_mtime_ns, (here / "base" / "log.jsonl").read_bytes()
+    weights = weights_of("base")
     capsys.readouterr()
     make()
     make("--save-every", "1", "--threads", "2")            # of the machine: what is made is the same
-    assert os.stat("base/checkpoint.pt").st_mtime_ns == made
+    assert os.stat("base/model/model.safetensors").st_mtime_ns == made
+    assert (here / "base" / "log.jsonl").read_bytes() == log
     said = capsys.readouterr().out
-    assert said.count("base/checkpoint.pt: made before") == 2 and said.count("gate base ") == 2
+    assert said.count("base/model: made before") == 2 and said.count("gate base ") == 2
     make("--steps", "3")
-    assert saved_by("base", "settings")["steps"] == 3 and "made before" not in capsys.readouterr().out
-    assert not torch.equal(saved_by("base", "student")["embed.weight"], weights["embed.weight"])
+    assert load_model("base")[2]["settings"]["steps"] == 3 and "made before" not in capsys.readouterr().out
+    assert not torch.equal(weights_of("base")["embed.weight"], weights["embed.weight"])
     make()                                                 # and back again
-    assert all(torch.equal(v, weights[k]) for k, v in saved_by("base", "student").items())
+    assert equal(weights_of("base"), weights)
 
 
 @pytest.mark.parametrize("options", ["--seed 1", "--n-embd 20", "--docs 9", "--dropout 0", "--vocab-size 1024",
@@ -102,15 +103,30 @@ def test_other_code_makes_it_anew(here, monkeypatch):
 
 def test_a_base_model_holds_what_a_run_starts_from(here):
     make("--n-layer", "2")
-    state = saved_by("base")
-    assert set(state) == {"settings", "model", "tokenizer", "student", "teacher", "made_by", "log_bytes", "frequency",
-                          "gates"}
+    model, tokenizer, state = load_model("base")
+    assert set(state) == {"made_by", "settings", "command", "commit", "versions", "machine", "gates", "frequency"}
     assert state["gates"].keys() == pretrain.GATES.keys()
     assert len(state["frequency"]) == 960 and state["frequency"].sum().item() == pytest.approx(1.0)
-    model, tokenizer, _ = load_model("base")
     assert len(model.blocks) == 2 and not model.training and tokenizer.n_vocab <= 960
-    assert tokenizer.state() == pretrain.World(0).tokenizer.state()
-    assert sorted(os.listdir("base")) == ["checkpoint.pt", "gates.json", "lock", "log.jsonl"]
+    assert tokenizer.files() == pretrain.World(0).tokenizer.files()
+    assert sorted(os.listdir("base")) == ["lock", "log.jsonl", "model"]
+    assert sorted(os.listdir("base/model")) == ["config.json", "model.safetensors", "pretraining.json", "words.json"]
+
+
+def test_a_base_model_is_left_bit_for_bit(here, monkeypatch):
+    """What pretraining has at its end is what is read again: every weight, and each token's frequency."""
+    made, real = {}, pretrain.pretrain
+
+    def watched(model, *rest):
+        made["frequency"] = real(model, *rest)
+        made["weights"] = {name: weight.clone() for name, weight in model.state_dict().items()}
+        return made["frequency"]
+
+    monkeypatch.setattr(pretrain, "made_by", lambda *_: "the same")
+    monkeypatch.setattr(pretrain, "pretrain", watched)
+    make()
+    assert equal(made["weights"], weights_of("base"))
+    assert torch.equal(made["frequency"], load_model("base")[2]["frequency"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,7 +176,7 @@ def test_what_was_stopped_with_other_settings_is_not_gone_on_with(here, monkeypa
     make("--steps", "5", "--save-every", "1")
     assert "going on" not in capsys.readouterr().out
     make("--steps", "5", "--save-every", "1", "--out", "other")
-    assert all(torch.equal(v, saved_by("other", "student")[k]) for k, v in saved_by("base", "student").items())
+    assert equal(weights_of("base"), weights_of("other"))
 
 
 def test_a_base_model_at_work_cannot_be_started_from(here, monkeypatch):
@@ -171,15 +187,41 @@ def test_a_base_model_at_work_cannot_be_started_from(here, monkeypatch):
         train.read_lessons(train.parse([*lessons(), *TINY, "--init", "base", "--out", "run"]))
 
 
-def test_a_damaged_base_model_is_told_and_not_written_over(here, capsys):
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "words.json", "pretraining.json"])
+def test_a_damaged_base_model_is_told_and_not_written_over(here, capsys, name):
     shutil.copytree(tiny_base(), "base")
-    with open("base/checkpoint.pt", "r+b") as f:
-        f.truncate(5000)
+    with open(f"base/model/{name}", "r+b") as f:
+        f.truncate(200)
     with pytest.raises(SystemExit) as e:
         make()
     said = capsys.readouterr().err
+    assert e.value.code == 2 and said.count("\n") == 1 and said.startswith("base/model")
+    assert said.endswith("; to make it again, remove base/model\n")
+    assert os.path.getsize(f"base/model/{name}") == 200
+
+
+def test_a_damaged_checkpoint_is_told_and_not_written_over(here, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        struck_at_step(patch, 3, killed)
+        make("--steps", "6", "--save-every", "1")
+    with open("base/checkpoint.pt", "r+b") as f:
+        f.truncate(5000)
+    with pytest.raises(SystemExit) as e:
+        make("--steps", "6")
+    said = capsys.readouterr().err
     assert e.value.code == 2 and said.count("\n") == 1 and "base/checkpoint.pt: not a checkpoint, or damaged" in said
     assert os.path.getsize("base/checkpoint.pt") == 5000
+
+
+def test_killed_between_the_model_and_the_end_of_its_checkpoint(here, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        patch.setattr(pretrain, "print_gates", lambda *_: None)
+        patch.setattr(pretrain, "remove", lambda folder, *names: killed() if os.path.exists("base/model") else None)
+        make("--steps", "2", "--save-every", "1")
+    assert sorted(os.listdir("base")) == ["checkpoint.pt", "lock", "log.jsonl", "model"]
+    make("--steps", "2")
+    assert "base/model: made before" in capsys.readouterr().out
+    assert sorted(os.listdir("base")) == ["lock", "log.jsonl", "model"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -188,11 +230,16 @@ def test_a_damaged_base_model_is_told_and_not_written_over(here, capsys):
 
 def test_a_run_of_train_is_not_written_over(here, capsys):
     train.main([*lessons(), *TINY, "--out", "base"])
-    before = saved_by("base", "student")
-    with pytest.raises(SystemExit) as e:
-        make()
-    assert e.value.code == 2 and "base/checkpoint.pt: a run of train.py; choose another" in capsys.readouterr().err
-    assert all(torch.equal(v, before[k]) for k, v in saved_by("base", "student").items())
+    before = weights_of("base")
+    for kept in ("result.json", "checkpoint.pt"):          # either of them tells
+        shutil.copytree("base", "run")
+        os.remove(f"base/{kept}")
+        with pytest.raises(SystemExit) as e:
+            make()
+        assert e.value.code == 2 and "base: a run of train.py; choose another" in capsys.readouterr().err
+        assert equal(weights_of("base"), before)
+        shutil.rmtree("base")
+        os.rename("run", "base")
 
 
 def test_nobody_starts_from_an_older_model_while_a_new_one_is_made(here, monkeypatch):
@@ -200,7 +247,7 @@ def test_nobody_starts_from_an_older_model_while_a_new_one_is_made(here, monkeyp
     struck_at_step(monkeypatch, 1, killed)
     with pytest.raises(SystemError):
         make("--seed", "1")
-    assert not {"checkpoint.pt", "gates.json"} & set(os.listdir("base"))
+    assert not {"checkpoint.pt", "model"} & set(os.listdir("base"))
 
 
 def test_the_gates_of_a_model_that_can_do_nothing(world):

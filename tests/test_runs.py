@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import pathlib
 import pty
 import re
 import signal
@@ -22,7 +23,7 @@ import sdft
 import train
 from conftest import ROOT
 from runs import BadInput, Log, option
-from test_train import TINY, lessons, raise_after, run
+from test_train import TINY, equal, lessons, raise_after, run, saved_by, weights_of
 
 
 @pytest.fixture
@@ -196,9 +197,14 @@ def test_a_result_and_its_checkpoint_say_where_they_come_from(here):
     assert kept["settings"] == json.loads(json.dumps(result["settings"]))
     assert result["settings"] == dataclasses.asdict(train.parse([*lessons(), *TINY, "--out", "a"]))
     assert set(torch.load("a/checkpoint.pt", weights_only=True)) == {
-        "settings", "model", "tokenizer", "student", "teacher", "frequency", "gates", "optimizer", "good", "penalty",
-        "history", "task", "step", "recent", "rate", "right_before", "before", "lessons", "log_bytes",
-        "python_rng", "torch_rng", "cuda_rng"}
+        "settings", "student", "teacher", "optimizer", "good", "penalty", "history", "task", "step", "recent", "rate",
+        "right_before", "before", "lessons", "log_bytes", "python_rng", "torch_rng", "cuda_rng"}
+    # beside the weights: the words, and what the pretraining handed on
+    left, base = (here / "a" / "model"), (pathlib.Path(lessons()[1]) / "model")
+    assert sorted(p.name for p in left.iterdir()) == ["config.json", "model.safetensors", "pretraining.json",
+                                                      "words.json"]
+    assert (left / "pretraining.json").read_bytes() == (base / "pretraining.json").read_bytes()
+    assert equal(weights_of("a"), saved_by("a", "student"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

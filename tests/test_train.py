@@ -79,6 +79,15 @@ def saved_by(folder, name=None):
     return state[name] if name else state
 
 
+def weights_of(folder) -> dict:
+    """Of the model that a run or a pretraining has left."""
+    return evaluate.load_model(folder)[0].state_dict()
+
+
+def words_of(folder) -> list:
+    return evaluate.load_model(folder)[1].words
+
+
 def equal(a, b) -> bool:
     """Are these the same weights?"""
     return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
@@ -240,8 +249,9 @@ def test_resume_refuses_other_settings(here):
     assert "--lr 0.5" in str(e.value) and len(e.value.args) == 1
 
 
-def test_resume_needs_no_base_and_remembers_the_guard(here, monkeypatch):
-    """With trips, with convergence, and with the folder of --init gone, or another model's."""
+def test_resume_remembers_the_guard_and_needs_what_the_run_starts_from_as_it_was(here, monkeypatch):
+    """With trips, with convergence; and the folder of --init gone, another model's, or with other words or another
+    frequency."""
     shutil.copytree(tiny_base(), "base")
     options = ["--init", "base", "--guard", "0.9", "--converged", "0.5", "--steps", "30"]
     straight = run("--out", "straight", *options, tasks=1)
@@ -250,16 +260,34 @@ def test_resume_needs_no_base_and_remembers_the_guard(here, monkeypatch):
     with pytest.raises(SystemError):
         run("--out", "killed", *options, "--save-every", "5", tasks=1)
     monkeypatch.setattr(sdft, "sdft_step", step)
-    shutil.copytree("killed", "killed too")
+    before = {p: p.read_bytes() for p in here.rglob("killed/*")}
+
+    def resume():
+        return run("--out", "killed", "--resume", *options, tasks=1)
 
     shutil.rmtree("base")
-    resumed = run("--out", "killed", "--resume", *options, tasks=1)
+    with pytest.raises(BadInput, match="base: no model there"):
+        resume()
     shutil.copytree(tiny_base("--seed", "1"), "base")
-    resumed_too = run("--out", "killed too", "--resume", *options, tasks=1)
+    with pytest.raises(BadInput, match="killed: what it teaches or starts from has changed since this run began"):
+        resume()
+    for name, key in (("words.json", "spare"), ("pretraining.json", "frequency")):
+        shutil.rmtree("base")
+        shutil.copytree(tiny_base(), "base")
+        path = here / "base" / "model" / name
+        said = json.loads(path.read_text())
+        path.write_text(json.dumps(said | {key: said[key][::-1]}))
+        with pytest.raises(BadInput, match="killed: what it teaches or starts from has changed since this run began"):
+            resume()
+    assert before == {p: p.read_bytes() for p in here.rglob("killed/*")}
+    shutil.rmtree("base")
+    shutil.copytree(tiny_base(), "base")
+    resumed = resume()
     assert straight["guard_trips"] > 0
     for key in ("R", "teacher_curve", "steps", "guard_trips", "drift_base"):
         # repr: NaN is not equal to itself
-        assert repr(resumed[key]) == repr(resumed_too[key]) == repr(straight[key]), key
+        assert repr(resumed[key]) == repr(straight[key]), key
+    assert equal(weights_of("straight"), weights_of("killed"))
 
 
 def test_a_run_takes_the_model_of_its_lessons(here):
@@ -544,7 +572,7 @@ def test_every_divergence_and_teacher_runs(here, divergence, decay):
     more = ["--beta", "0.4"] * (divergence == "jsd")
     result = run("--out", "a", "--steps", "2", "--divergence", divergence, *more, "--ema-decay", str(decay),
                  "--alpha", "0.3", "--micro-batch", "3", tasks=1)
-    state, base = saved_by("a"), saved_by(tiny_base(), "student")
+    state, base = saved_by("a"), weights_of(tiny_base())
     same = {0.0: state["student"], 1.0: base}.get(decay)   # a live teacher, a frozen one
     assert same is None or equal(same, state["teacher"])
     assert not math.isnan(result["learning_accuracy"])
@@ -560,7 +588,7 @@ def test_new_words_take_no_name_that_has_a_meaning(here):
         init = "taught" if n == 1 else "update1"
         train.main(["--init", init, "--demos", f"{n}.jsonl", "--out", f"update{n}", "--steps", "2", "--guard", "0",
                     "--device", "cpu"])
-    base, first, second = (saved_by(folder, "tokenizer")["words"] for folder in (tiny_base(), "update1", "update2"))
+    base, first, second = map(words_of, (tiny_base(), "update1", "update2"))
     world = world_module.World(0)
 
     def new(words):
@@ -568,7 +596,7 @@ def test_new_words_take_no_name_that_has_a_meaning(here):
 
     text = " ".join(f"{e.prompt} {e.response}" for task in world.stream(2, 12, 4) for e in task.train + task.test)
     taught = set(re.findall(r"\w+", text)) & set(world.free)
-    assert taught and saved_by("taught", "tokenizer")["words"] == base
+    assert taught and words_of("taught") == base
     assert list(new(first)) and set(new(first)) == set("janvier février mars avril".split())
     assert new(second).items() >= new(first).items() and len(new(second)) == 7
     assert set(new(second).values()) <= set(world.free) - taught and len(set(new(second).values())) == 7
