@@ -405,8 +405,10 @@ def about(folder):
         yield
     except KeyError as e:
         raise ValueError(f"{folder}: config.json has no {e}; fetch or make it again")
-    except (AttributeError, RecursionError, TypeError, ValueError) as e:
+    except (AttributeError, RecursionError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as e:
         # settings may be anything
+        raise ValueError(f"{folder}: config.json is of no form that is known here ({e}); fetch or make it again")
+    except ValueError as e:
         raise ValueError(f"{folder}: {e}")
 
 

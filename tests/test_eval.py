@@ -1,4 +1,4 @@
-"""Metrics by hand, what a probe measures, tables and pictures from runs on disk, checkpoints that are none."""
+"""Metrics by hand, what a probe measures, tables and pictures from runs on disk, models' folders."""
 import copy
 import json
 import math
@@ -220,21 +220,22 @@ def test_changes_leave_names_as_they_are():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Checkpoints.
+# Models' folders, and checkpoints.
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated", "list", "pickle"])
-def test_a_file_that_is_no_checkpoint_ends_with_one_line(tmp_path, content):
+def test_a_file_that_is_no_checkpoint_ends_with_one_line(tmp_path, tokenizer, content):
+    save_run(tmp_path, tokenizer)
     path = tmp_path / "checkpoint.pt"
     if content == "list":
         torch.save([1, 2], path)
     elif content == "pickle":
-        torch.save({"settings": Boom(), "model": {}, "tokenizer": {}, "student": {}, "teacher": {}}, path)
+        torch.save({"settings": Boom(), "student": {}, "teacher": {}}, path)
     else:
         path.write_bytes(content)
-    for load in (load_checkpoint, evaluate.load_model):
+    for load, given in (load_checkpoint, path), (evaluate.load_both, tmp_path), (evaluate.show_teacher, tmp_path):
         with pytest.raises(BadInput) as e:
-            load(str(tmp_path))
+            load(str(given))
         assert len(e.value.args) == 1 and str(path) in str(e.value) and "\n" not in str(e.value) and not Boom.ran
 
 
@@ -246,47 +247,89 @@ class Boom:
         return (exec, ("import test_eval; test_eval.Boom.ran = True",))
 
 
-def test_no_checkpoint(tmp_path):
-    with pytest.raises(BadInput, match="no such checkpoint"):
-        load_checkpoint(str(tmp_path / "none"))
-
-
-def save_checkpoint(folder, words, **more):
-    """A checkpoint of two models that nobody has trained."""
+def save_run(folder, words, **state):
+    """A run of two models that nobody has trained: the student in its model/, both in its checkpoint."""
     student, teacher = random_gpt(0), random_gpt(1)
-    state = {"settings": {}, "model": vars(student.config), "tokenizer": words.state(),
-             "student": student.state_dict(), "teacher": teacher.state_dict()}
-    torch.save(state | more, folder / "checkpoint.pt")
+    student.save_pretrained(folder / "model", files=words.files())
+    both = {"student": student.state_dict(), "teacher": teacher.state_dict()}
+    torch.save({"settings": {}} | both | state, folder / "checkpoint.pt")
     return student, teacher
 
 
-def test_a_checkpoint_is_a_student_a_teacher_and_their_tokenizer(tmp_path, tokenizer):
-    models = save_checkpoint(tmp_path, tokenizer, history=[1])
-    for path in (tmp_path, tmp_path / "checkpoint.pt"):
-        for which, saved in zip(("student", "teacher"), models):
-            model, words, state = evaluate.load_model(str(path), which)
-            assert all(torch.equal(w, saved.state_dict()[k]) for k, w in model.state_dict().items())
-            assert model.config == saved.config and not model.training and state["history"] == [1]
-            assert words.state() == tokenizer.state()
+def same(model, saved) -> bool:
+    return model.config == saved.config and all(
+        torch.equal(w, saved.state_dict()[name]) for name, w in model.state_dict().items())
 
 
-MODEL = vars(random_gpt().config)
+def test_a_run_is_a_student_a_teacher_and_their_tokenizer(tmp_path, tokenizer):
+    student, teacher = save_run(tmp_path, tokenizer, settings={"lr": 1.0})
+    for path in (tmp_path, tmp_path / "model"):
+        model, words, pretraining = evaluate.load_model(str(path))
+        assert same(model, student) and not model.training and pretraining == {}
+        assert words.files() == tokenizer.files()
+    *models, words, settings = evaluate.load_both(str(tmp_path))
+    assert same(models[0], student) and same(models[1], teacher) and settings == {"lr": 1.0}
+    # of a model alone both are that, each its own
+    *models, words, settings = evaluate.load_both(str(tmp_path / "model"))
+    assert same(models[0], student) and same(models[1], student) and models[0] is not models[1] and settings == {}
+    # the checkpoint of a stopped pretraining has no teacher
+    torch.save({"settings": {}, "student": teacher.state_dict()}, tmp_path / "checkpoint.pt")
+    assert same(evaluate.load_both(str(tmp_path))[0], student)
 
 
-@pytest.mark.parametrize("other", [
-    {"model": MODEL | {"n_layer": 3}}, {"model": MODEL | {"n_head": 0}}, {"model": {}}, {"model": []},
-    {"model": MODEL | {"n_head": 3}},
-    {"tokenizer": {"spare": []}}, {"tokenizer": {"words": [f"w{i}" for i in range(VOCAB_SIZE)]}}, {"student": {}},
-    {"student": {"embed.weight": 1.0}}])
-def test_a_checkpoint_of_another_architecture(tmp_path, tokenizer, other):
-    save_checkpoint(tmp_path, tokenizer, **other)
-    with pytest.raises(BadInput, match="a checkpoint of another architecture than model.py; train again") as e:
+def test_no_model_and_none_yet(tmp_path, tokenizer):
+    for path in (tmp_path, tmp_path / "none", tmp_path / "a\0b"):
+        for ask in (evaluate.load_model, evaluate.show_teacher, lambda path: evaluate.ask(path, "tanu")):
+            with pytest.raises(BadInput, match="no model there.*; check the path, or make .* lab/pretrain.py") as e:
+                ask(str(path))
+            assert len(e.value.args) == 1 and str(e.value).startswith(f"{path}: ")
+    (tmp_path / "log.jsonl").touch()
+    with pytest.raises(BadInput, match=f"no model yet.*; go on with it first: python train.py --out {tmp_path} --res"):
+        evaluate.load_model(str(tmp_path))
+
+
+CONFIG = {"num_hidden_layers": 3}, {"num_attention_heads": 0}, {"num_attention_heads": 3}, {"model_type": "gemma2"}
+MANY_WORDS = {"words": [f"w{i}" for i in range(VOCAB_SIZE)]}
+SOME = {"made_by": "a", "gates": {}}
+
+
+@pytest.mark.parametrize("name, other", [
+    *(("config.json", other) for other in CONFIG), ("config.json", None), ("config.json", []), ("config.json", "{"),
+    *(("words.json", other) for other in ({"spare": []}, {"words": ["a", "a"]}, {"words": [1]}, {"words": None},
+                                          MANY_WORDS, [], None, "{", '{"words": ["\\ud800"]}', b"\xff")),
+    *(("pretraining.json", other) for other in (
+        SOME, SOME | {"frequency": [0.5]}, SOME | {"frequency": {}}, SOME | {"frequency": [float("nan")] * VOCAB_SIZE},
+        SOME | {"frequency": ["x"] * VOCAB_SIZE}, SOME | {"frequency": [[0.5]] * VOCAB_SIZE}, [], None, "{")),
+    ("model.safetensors", b""), ("model.safetensors", b"weights" * 9)])
+def test_a_damaged_folder_ends_with_one_line(tmp_path, tokenizer, name, other):
+    """Whatever stands in one of its files: settings that are changed, other JSON, or what is none."""
+    save_run(tmp_path, tokenizer)
+    path = tmp_path / "model" / name
+    if isinstance(other, dict) and name == "config.json":
+        other = json.loads(path.read_text()) | other
+    text = other if isinstance(other, (str, bytes)) else json.dumps(other)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(BadInput) as e:
+        evaluate.load_model(str(tmp_path))
+    said = str(e.value)
+    assert len(e.value.args) == 1 and "\n" not in said and said.startswith(f"{tmp_path}/model") and "; " in said
+    # what contradicts, both at fault
+    assert name in said or name == "config.json" or "1220 tokens, and the model has 960 rows" in said
+
+
+@pytest.mark.parametrize("name, said", [
+    ("model.safetensors", "tensors are missing"), ("words.json", "tokenizer.json: cannot be read"),
+    ("config.json", "no model there")])
+def test_a_folder_that_lacks_a_file(tmp_path, tokenizer, name, said):
+    save_run(tmp_path, tokenizer)
+    (tmp_path / "model" / name).unlink()
+    with pytest.raises(BadInput, match=said) as e:
         evaluate.load_model(str(tmp_path))
     assert len(e.value.args) == 1 and str(tmp_path) in str(e.value)
 
 
 def test_ask_refuses_what_does_not_fit(tmp_path, tokenizer):
-    save_checkpoint(tmp_path, tokenizer)
+    save_run(tmp_path, tokenizer)
     assert isinstance(evaluate.ask(str(tmp_path), "zorp: c a d b"), str)
     with pytest.raises(BadInput, match="does not fit the context of 256"):
         evaluate.ask(str(tmp_path), "x " * 300)
@@ -294,7 +337,7 @@ def test_ask_refuses_what_does_not_fit(tmp_path, tokenizer):
 
 def test_what_student_and_teacher_see_is_shown(tmp_path, tokenizer, capsys, monkeypatch):
     demos = write_world(tmp_path)[1:3]                     # of two tasks
-    save_checkpoint(tmp_path, tokenizer, settings={"demos": demos})
+    save_run(tmp_path, tokenizer, settings={"demos": demos})
     for files in ([], demos):
         monkeypatch.setattr("sys.argv", ["eval.py", "--show-teacher", str(tmp_path), *files])
         evaluate.main()
@@ -311,6 +354,6 @@ def test_what_student_and_teacher_see_is_shown(tmp_path, tokenizer, capsys, monk
 
 
 def test_a_base_model_was_taught_nothing_that_could_be_shown(tmp_path, tokenizer):
-    save_checkpoint(tmp_path, tokenizer)
+    save_run(tmp_path, tokenizer)
     with pytest.raises(BadInput, match="of this model it is not known what it was taught; name a file behind it"):
         evaluate.show_teacher(str(tmp_path))
