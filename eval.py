@@ -349,8 +349,12 @@ def load_both(path) -> tuple[GPT, GPT, WordTokenizer | ChatTokenizer, dict]:
     teacher = frozen_copy(student)
     if "teacher" in saved:
         # the folder is that of the last task learned, the checkpoint may be later
-        student.load_state_dict(saved["student"])
-        teacher.load_state_dict(saved["teacher"])
+        try:
+            student.load_state_dict(saved["student"])
+            teacher.load_state_dict(saved["teacher"])
+        except Exception:
+            # weights may be anything
+            raise BadInput(f"{checkpoint}: of another model than that in {path}; remove the one that is not meant")
     return student, teacher, tokenizer, settings
 
 

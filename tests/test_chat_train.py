@@ -76,8 +76,8 @@ def test_a_run_leaves_a_folder_that_transformers_loads(here, options):
     torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained("a/model").decode(ids[0]) == tokenizer.show(ids[0].tolist())
     # the teacher is another model, in the checkpoint
-    teacher = evaluate.load_model("a", "teacher")[0].state_dict()
-    assert equal(teacher, saved_by("a", "teacher")) and not equal(teacher, weights)
+    student, teacher = (both.state_dict() for both in evaluate.load_both("a")[:2])
+    assert equal(teacher, saved_by("a", "teacher")) and not equal(teacher, weights) and equal(student, weights)
     assert isinstance(evaluate.ask("a", "What is town 3?"), str)
     assert len(result["kept"]) == len(result["open_words"]) == 3 and result["open_words"][0] > 0
     assert result["steps"] == [3, 3] and len(result["ceiling"]) == (0 if "sft" in options else 2)

@@ -277,6 +277,16 @@ def test_a_run_is_a_student_a_teacher_and_their_tokenizer(tmp_path, tokenizer):
     assert same(evaluate.load_both(str(tmp_path))[0], student)
 
 
+@pytest.mark.parametrize("weights", [
+    {}, [], {"embed.weight": 1.0}, random_gpt(n_layer=1).state_dict(), random_gpt(n_embd=16).state_dict()])
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_a_checkpoint_of_another_model(tmp_path, tokenizer, which, weights):
+    save_run(tmp_path, tokenizer, **{which: weights})
+    with pytest.raises(BadInput, match="checkpoint.pt: of another model than that in .*; remove the one that") as e:
+        evaluate.show_teacher(str(tmp_path))
+    assert len(e.value.args) == 1 and "\n" not in str(e.value)
+
+
 def test_no_model_and_none_yet(tmp_path, tokenizer):
     for path in (tmp_path, tmp_path / "none", tmp_path / "a\0b"):
         for ask in (evaluate.load_model, evaluate.show_teacher, lambda path: evaluate.ask(path, "tanu")):
