@@ -261,7 +261,7 @@ def base_model(config):
     log = Log(config.out, "base", about, MANY if saved else 0)
     if "gates" in saved:
         log.say(f"{folder}: made before")
-        # its process may have died before it did so
+        # a kill may have left it beside the model
         remove(config.out, "checkpoint.pt")
         return print_gates(log, saved["gates"])
     torch.manual_seed(config.seed)
