@@ -422,9 +422,9 @@ def held_out(examples) -> list[Example]:
     return found
 
 
-def check_shown(tasks, k, tokenizer, context):
+def check_shown(tasks, k, tokenizer, context, room=0):
     """Raises BadInput where a task has not k demonstrations of other prompts for each of its prompts, or where they, a
-    prompt and an answer may take more than `context` tokens."""
+    prompt and an answer, for which there must be `room`, may take more than `context` tokens."""
     for task in tasks if k else []:
         prompts = Counter(e.prompt for e in task.train)
         if len(task.train) - max(prompts.values()) < k:
@@ -432,7 +432,7 @@ def check_shown(tasks, k, tokenizer, context):
                            f"{len(prompts)} different prompts; show fewer, or add some")
         longest = sorted(task.train, key=lambda e: -len(e.prompt.encode() + e.shown[1].encode()))[:k]
         batch = collate(task.train, tokenizer, [longest] * len(task.train))
-        needed = batch.demo_prompt.shape[1] + batch.room
+        needed = batch.demo_prompt.shape[1] + max(batch.room, room)
         if needed > context:
             raise BadInput(f"--shown {k}: with the {k} longest demonstrations of a task ({task.name}) a prompt and its "
                            f"answer take {needed} tokens, more than {context}; show fewer, or shorten them")

@@ -307,7 +307,8 @@ class GPT(nn.Module):
                 # one uniform number a row against the sums of the probabilities; multinomial draws one for each word
                 total = (logits / temperature).softmax(-1).cumsum(-1)                             # (B, V)
                 u = 1 - torch.rand(B, 1, device=x.device)                                         # in (0, 1]
-                token = torch.searchsorted(total, u * total[:, -1:])[:, 0]
+                # of NaN it is beyond the last; the loss will tell
+                token = torch.searchsorted(total, u * total[:, -1:])[:, 0].clamp(max=total.shape[1] - 1)
             response[:, i] = torch.where(alive, token, end)
             mask[:, i] = alive
             alive = alive & (token != end)
@@ -327,10 +328,9 @@ def frozen_copy(model):
 
 def bf16_copy(model):
     """A frozen copy whose weights are bf16; the rotary tables stay fp32."""
-    copied = frozen_copy(model)
-    for weight in copied.parameters():
-        weight.data = weight.data.bfloat16()
-    return copied
+    # deepcopy takes these for the weights' copies: no fp32 copy is made on the way
+    low = {id(w): nn.Parameter(w.detach().bfloat16(), requires_grad=False) for w in model.parameters()}
+    return copy.deepcopy(model, low)
 
 
 class Sampler:

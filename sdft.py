@@ -13,8 +13,8 @@ Differences from the paper (P) and from the official code (C), all of them:
  5. The teacher is watched: how often it answers a demonstration rightly is measured; if that falls, a guard rolls back.
  6. `penalty` adds a loss of one's own; penalties.py uses it for self-replay and for the baselines.
  7. `contrast` c is our extension (P and C: 0). Shown a demonstration, a teacher also says what any demonstration makes
-    it say ("The answer to this question is ..."), and that is learned first. Shown that of another prompt it has the
-    same habit without the information. So the target is the softmax of
+    it say ("The answer to this question is ..."), and that is learned first. Shown another one, such as what it says
+    itself to another prompt, it has the same habit without the information. So the target is the softmax of
 
         log p(y | demo, x) + c [log p(y | x) - log p(y | other demo, x)],    the bracket cut at 3 nats either way,
 

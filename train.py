@@ -48,12 +48,16 @@ class Config:
         "oneself, shown the expert's words)", group="the method", choices=["sft", "joint", "sdft"])
     sampler: str = option(
         "student", "who answers, and is trained on that: student, teacher (behind its demonstration), or the share of "
-        "rows that the teacher answers, such as 0.5", only=SDFT)
+        "a batch's rows, rounded, that the teacher answers, such as 0.5", only=SDFT)
     temperature: float = option(
         1.0, "of all samples, those that penalties need among them", within=(0.01, 100), only=SDFT)
     contrast: float = option(
         0.0, "how much of what a demonstration makes the teacher say whatever it shows is taken out of the target: "
         "0 nothing, 1 all (sdft.py, 7)", within=(0, 10), only=SDFT)
+    against: str = option(
+        "own", "what a contrast shows instead: own, what the model itself said to another prompt before the task (that "
+        "takes out the habit of the words around it), or row, another demonstration (and what a task's rows share)",
+        choices=["own", "row"], only=SDFT)
     alpha: float = option(
         0.0, "share of the supervised loss: alpha * SFT + (1 - alpha) * distillation", within=(0, 1), only=SDFT)
     divergence: str = option(
@@ -193,7 +197,9 @@ def learn(config: Config, run) -> dict:
         train = pool if config.method == "joint" else without(history.left_out[-1], task.train)
         examples = run.rng.sample(train, min(config.batch_size, len(train)))
         shown = [others(e, train, config.shown, run.rng) for e in examples] if config.shown else None
-        against = [another(e, train, run.rng) for e in examples] if config.contrast else None
+        against = None
+        if config.contrast:
+            against = [others(e, run.own, 1, run.rng)[0] if run.own else another(e, train, run.rng) for e in examples]
         batch = collate(examples, tokenizer, shown, against).to(config.device)
         sample = who_answers(run, batch, share_of_teacher(config.sampler), config.max_new_tokens or batch.room)
         penalty = run.penalty.loss(batch) if history.regularised[-1] else None
@@ -217,8 +223,7 @@ def learn(config: Config, run) -> dict:
         run.recent = [*run.recent[-19:], figures["loss"]]
         over = run.step == config.steps or (len(run.recent) == 20 and np.mean(run.recent) < config.converged)
         if run.step % config.watch_every == 0 or over:
-            teacher = bf16_copy(run.teacher) if run.sample.bf16 else run.teacher
-            right = shown_accuracy(teacher, tokenizer, batch, examples)
+            right = shown_accuracy(to_ask(run), tokenizer, batch, examples)
             history.teacher_curve.append([sum(history.steps) + run.step, right])
             if alpha < 1 and not run.guard.check(right, run.student, run.teacher):
                 rolled_back(run, right)
@@ -286,6 +291,16 @@ def another(example, train, rng):
     return rng.choice([e for e in train if e.shown[1] != example.shown[1]])
 
 
+def in_own_words(model, tokenizer, train) -> list:
+    """The demonstrations, but what is shown of each is what the model itself says to its prompt."""
+    return [dataclasses.replace(e, demo=text) for e, text in zip(train, answers(model, tokenizer, train))]
+
+
+def to_ask(run):
+    """The teacher, for greedy answers: with bf16 a copy."""
+    return bf16_copy(run.teacher) if run.sample.bf16 else run.teacher
+
+
 def shown_accuracy(teacher, tokenizer, batch, examples) -> float:
     """How often the teacher answers the demonstrations of a batch rightly (greedily)."""
     response, _ = teacher.generate(batch.demo_prompt, batch.demo_length, batch.room, tokenizer.end, temperature=0)
@@ -311,7 +326,7 @@ class History:
     R: list = field(default_factory=list)
     base_accuracy: list = field(default_factory=list)
     kept: list = field(default_factory=list)               # of what was right before the first task
-    learned: list = field(default_factory=list)            # of what the last task was trained on
+    learned: list = field(default_factory=list)            # of the last task's demonstrations
     open_words: list = field(default_factory=list)
     base_by_kind: list = field(default_factory=list)
     voice: list = field(default_factory=list)
@@ -407,17 +422,26 @@ def read_lessons(config) -> Lessons:
 
 def check_others(tasks, config, tokenizer, context):
     """Raises BadInput where a task has not the other demonstrations that --shown and --contrast need."""
-    check_shown(tasks, config.shown, tokenizer, context)
+    room = config.max_new_tokens
+    check_shown(tasks, config.shown, tokenizer, context, room)
+    own = config.against == "own"
     for task in tasks if config.contrast else []:
-        if len({e.shown[1] for e in task.train}) < 2:
-            raise BadInput(f"--contrast {config.contrast}: all demonstrations of a task ({task.name}) say the same, "
-                           "and a contrast needs another one; leave it out, or add demonstrations")
-        longest = max(task.train, key=lambda e: len(e.shown[1].encode()))
-        batch = collate(task.train, tokenizer, against=[longest] * len(task.train))
-        if (needed := batch.other_prompt.shape[1] + batch.room) > context:
-            raise BadInput(f"--contrast {config.contrast}: with the longest demonstration of a task ({task.name}, "
-                           f"{longest.place}) a prompt and its answer take {needed} tokens, more than {context}; "
-                           "shorten it")
+        if len({e.prompt if own else e.shown[1] for e in task.train}) < 2:
+            raise BadInput(f"--contrast {config.contrast}: all demonstrations of a task ({task.name}) "
+                           f"{'answer the same prompt' if own else 'say the same'}, and a contrast needs another one; "
+                           "leave it out, or add demonstrations")
+        if not own:
+            check_fits(task.train, task, config, tokenizer, context)
+
+
+def check_fits(pool, task, config, tokenizer, context):
+    """Raises BadInput where a contrast's other demonstration, from this pool, leaves no room for prompt and answer."""
+    longest = max(pool, key=lambda e: len(e.shown[1].encode()))
+    batch = collate(task.train, tokenizer, against=[longest] * len(task.train))
+    if (needed := batch.other_prompt.shape[1] + max(batch.room, config.max_new_tokens)) > context:
+        raise BadInput(f"--contrast {config.contrast}: with the longest that is shown for a contrast in a task "
+                       f"({task.name}, {longest.place}) a prompt and its answer take {needed} tokens, more than "
+                       f"{context}; shorten the demonstrations, or leave it out")
 
 
 @dataclass
@@ -439,6 +463,7 @@ class Run:
     history: History
     fingerprint: str              # of the lessons
     before: dict | None = None    # with --blend: the student's weights before the task, on the CPU
+    own: list = field(default_factory=list)                # with --contrast: the task's prompts, answered before it
     task: int = 0                 # tasks that are learned
     step: int = 0                 # steps of the task at work
     rate: float = 1.0             # share of the full rates: the guard halves it
@@ -540,17 +565,21 @@ def begin_task(run, config):
     else:
         run.penalty.rest()
     run.recent, run.rate = [], 1.0
-    run.before = sdft.on_cpu(run.student.state_dict()) if config.blend < 1 else None
+    run.before = sdft.on_cpu(dict(run.student.named_parameters())) if config.blend < 1 else None
     history.left_out.append([])
     if run.lessons.chat and config.method == "sdft":
         look_at_the_teacher(run, config)
+    if config.contrast and config.against == "own":
+        task, tokenizer = run.lessons.tasks[run.task], run.lessons.tokenizer
+        run.own = in_own_words(to_ask(run), tokenizer, task.train)
+        check_fits(run.own, task, config, tokenizer, run.student.config.context)
 
 
 def look_at_the_teacher(run, config):
     """Before a task: what the model says without its demonstrations, and with them. What it cannot read it cannot
     teach. Raises BadInput where the guard would only roll back."""
     task, tokenizer = run.lessons.tasks[run.task], run.lessons.tokenizer
-    model = bf16_copy(run.teacher) if config.bf16 else run.teacher
+    model = to_ask(run)
     bare = accuracy(model, tokenizer, task.train)
     rng = random.Random(f"look {config.seed}")
     shown = [others(e, task.train, config.shown, rng) for e in task.train] if config.shown else True
@@ -602,7 +631,13 @@ def log_step(run, figures, right, most, every, over):
 def end_task(run):
     """A task is learned: what of it stays is blended in, and all is measured again."""
     history = run.history
-    blend(run.student, run.before, run.settings["blend"])
+    if run.before:
+        blend(run.student, run.before, run.settings["blend"])
+        sdft.ema_update(run.teacher, run.student, run.settings["ema_decay"])
+        # neither a guard nor Adam's moments lead back to what was shed
+        run.guard.keep(run.student, run.teacher)
+        run.optimizer.state.clear()
+        run.before = None
     history.steps.append(run.step)
     run.task, run.step = run.task + 1, 0
     measured = run.probe.measure(run.student, run.task)
@@ -620,15 +655,16 @@ def end_task(run):
 @torch.no_grad()
 def blend(student, before, share):
     """student <- before + share (student - before): WiSE-FT (Wortsman et al. 2022), which sheds more of a training's
-    noise than of what it taught. before: a state_dict, or None, which leaves all as it is."""
-    for name, weight in student.named_parameters() if before else ():
+    noise than of what it taught. before: {name of a parameter: its weight}, on any device."""
+    for name, weight in student.named_parameters():
         weight.lerp_(before[name].to(weight.device), 1 - share)
 
 
 def measure_within(run):
     """A task is being learned: all is measured for the curve of the run, as if it ended here."""
-    student = frozen_copy(run.student) if run.before else run.student
-    blend(student, run.before, run.settings["blend"])
+    student = run.student
+    if run.before:
+        blend(student := frozen_copy(student), run.before, run.settings["blend"])
     measured = run.probe.measure(student, run.task + 1)
     run.history.curve.append({"step": sum(run.history.steps) + run.step, **measured})
     run.log.say(f"task {run.task + 1} step {run.step}: {in_words(measured, run.task + 1)}")
@@ -656,6 +692,7 @@ def checkpoint(run):
         "penalty": run.penalty.state(),
         "right_before": run.probe.right_before,
         "before": run.before,
+        "own": [e.shown[1] for e in run.own],
         "history": dataclasses.asdict(run.history),
         "task": run.task, "step": run.step, "recent": run.recent, "rate": run.rate,
         "lessons": run.fingerprint,
@@ -671,6 +708,9 @@ def go_on(run, saved):
     run.guard.good, run.probe.right_before, run.before = saved["good"], saved["right_before"], saved["before"]
     run.history = History(**saved["history"])
     run.task, run.step, run.recent, run.rate = (saved[k] for k in ("task", "step", "recent", "rate"))
+    if run.task < len(run.lessons.tasks):
+        train = run.lessons.tasks[run.task].train
+        run.own = [dataclasses.replace(e, demo=text) for e, text in zip(train, saved["own"])]
     run.penalty.load_state(saved["penalty"], run.student, run.task)
     set_random_states(run.rng, saved)
 
@@ -719,6 +759,8 @@ def parse(argv=None) -> Config:
     sdft_runs, chat = config.method == "sdft", is_chat(config.init)
     config.device = find_device(config.device)
     config.lr = config.lr or ((5e-5 if sdft_runs else 2e-5) if chat else 0.001 if sdft_runs else 0.03)
+    if -1 < config.guard < 0:
+        raise BadInput(f"{refused}--guard {config.guard}: a share from 0 to 1, or -1")
     if config.guard < 0:
         config.guard = 0.5 if chat else 0.9
     config.warmup = config.warmup or (5 if chat else 1)

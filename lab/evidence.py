@@ -210,8 +210,8 @@ def command(job) -> str:
 
 
 def settings(config: dict) -> dict:
-    """What tells one run from another, as JSON has it (no tuples)."""
-    return json.loads(json.dumps(config | {"out": "", "resume": False, "threads": 0}))
+    """What tells one run from another, as JSON has it (no tuples): all but the machine's."""
+    return json.loads(json.dumps(config | {"out": "", "resume": False, "threads": 0, "device": "", "save_every": 0}))
 
 
 @functools.cache                                            # `gather` asks for all of them after every run

@@ -44,7 +44,7 @@ TRIALS = {
             "--method sft --lr 2e-5 --steps 72 --blend 0.7 --measure-every 24"],
     "sdft plain": [f"--lr 2e-5 --warmup 10 --steps 48 {SAMPLES}", f"--lr 5e-5 --warmup 30 --steps 48 {SAMPLES}",
                    f"--lr 5e-5 --warmup 30 --steps 48 --template earlier-turn {SAMPLES}"],
-    "sdft": [f"{TEACHER} --contrast 0", f"{TEACHER} --contrast 2", f"{TEACHER} --contrast 1"],
+    "sdft": [f"{TEACHER} --contrast 0", f"{TEACHER} --contrast 1 --against row", f"{TEACHER} --contrast 1"],
 }
 FIGURES = {"learned": "learned", "unseen_phrasing": "R", "general": "base_accuracy", "kept": "kept",
            "neighbours": "neighbours", "neighbours_kept": "neighbours_kept", "drift": "drift_base",

@@ -1,5 +1,6 @@
 """A chat model, from a Hugging Face folder to one: a tiny random one, which knows nothing and is taught all the
 same."""
+import copy
 import errno
 import json
 import os
@@ -250,7 +251,7 @@ def test_rows_that_share_their_context_have_no_contrast(here):
             row = {"prompt": f"Town {i}?", "completion": f"It is {WORDS[i]}.", "privileged_context": "The handbook."}
             f.write(json.dumps(row) + "\n")
     with pytest.raises(BadInput, match="say the same, and a contrast needs another one"):
-        run("--out", "a", "--contrast", "1", demos=["handbook.jsonl"])
+        run("--out", "a", "--contrast", "1", "--against", "row", demos=["handbook.jsonl"])
 
 
 def test_answers_are_the_same_however_many_are_asked_at_once(here, monkeypatch):
@@ -269,7 +270,7 @@ def test_a_contrast_needs_two_answers_among_those_that_help(here, monkeypatch):
         return [e.response if shown and i == 0 else "?" for i, e in enumerate(examples)]
 
     monkeypatch.setattr(train, "answers", said)
-    with pytest.raises(BadInput, match="--contrast 1.0: all demonstrations of a task .capitals. say the same"):
+    with pytest.raises(BadInput, match="all demonstrations of a task .capitals. answer the same prompt"):
         run("--helped-only", "--contrast", "1", "--out", "a", demos=["capitals.jsonl"])
 
 
@@ -353,11 +354,28 @@ def test_of_what_a_task_changed_a_share_stays(here):
     start, end, blended = GPT.from_pretrained("base").state_dict(), saved_by("a", "student"), saved_by("b", "student")
     for name, weight in start.items():
         torch.testing.assert_close(blended[name], weight + 0.25 * (end[name] - weight), rtol=0, atol=1e-7)
-    assert equal(saved_by("a", "teacher"), saved_by("b", "teacher")) and not equal(start, blended)
+    assert not equal(start, blended)
     assert 0 < part["curve"][0]["drift_base"] < part["drift_base"][1] < whole["drift_base"][1]
-    run("--out", "c", "--blend", "0.25")
-    after, before = saved_by("c", "student"), saved_by("c", "before")
-    assert equal(before, blended) and not equal(after, before)
+
+def test_a_guard_leads_no_further_back_than_to_where_a_task_began(here, monkeypatch):
+    """What a blend has shed does not come back with the last good pair."""
+    ends, end_task = [], train.end_task
+    monkeypatch.setattr(train, "end_task", lambda run: end_task(run) or ends.append(copy.deepcopy(run.student)))
+    looks = iter([1, 1, 0, 0])
+    monkeypatch.setattr(train, "shown_accuracy", lambda *_: next(looks))
+    monkeypatch.setattr(train, "look_at_the_teacher", lambda *_: None)
+    result = run("--out", "a", "--blend", "0.25", "--guard", "0.5", "--steps", "2", "--watch-every", "1")
+    assert result["guard_trips"] == 2
+    assert equal(ends[0].state_dict(), ends[1].state_dict())
+
+
+def test_what_is_shown_leaves_room_for_what_may_be_sampled(here):
+    write_rows("long.jsonl", [[("user", f"Town {i}?"), ("assistant", f"It is {word}." + " Yes." * 20)]
+                              for i, word in enumerate(WORDS)])
+    with pytest.raises(BadInput, match=r"--shown 5: with the 5 longest .* take \d+ tokens, more than 1024; show fewer"):
+        run("--shown", "5", "--max-new-tokens", "512", "--out", "a", demos=["long.jsonl"])
+    with pytest.raises(BadInput, match="the 6 demonstrations .* show fewer, or add some"):
+        run("--shown", "6", "--out", "a", demos=["long.jsonl"])
 
 
 def test_a_sample_has_no_more_tokens_than_it_may(here):

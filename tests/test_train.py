@@ -201,20 +201,35 @@ def test_a_share_of_the_rows_is_answered_by_the_teacher(batch):
         assert mask.sum().item() == 2 * n + 3 * (8 - n) and (response[~mask] == 9).all()
 
 
-def test_a_contrast_is_with_a_demonstration_that_says_something_else(here, monkeypatch, world):
+def test_a_contrast_is_with_a_demonstration_that_says_something_else(world):
     rows = world.stream(1, 40, 4)[0].train
     assert all(train.another(e, rows, random.Random(0)).response != e.response for e in rows)
-    seen = []
-    step = sdft.sdft_step
+
+
+@pytest.mark.parametrize("against", ["own", "row"])
+def test_what_a_contrast_shows_is_of_another_prompt(here, monkeypatch, against):
+    """Of another row, or what the model itself said to that row's prompt before the task."""
+    config = train.parse([*lessons(tasks=1), *TINY])
+    at_first = train.read_lessons(config)
+    rows = at_first.tasks[0].train
+    said = evaluate.answers(at_first.model, at_first.tokenizer, rows)
+    seen, step = [], sdft.sdft_step
 
     def watched(*args, **options):
-        batch = args[3]
-        seen.append((options["contrast"], batch.other_prompt.shape[0] == batch.prompt.shape[0]))
+        assert options["contrast"] == 0.5
+        seen.append(args[3])
         return step(*args, **options)
 
     monkeypatch.setattr(sdft, "sdft_step", watched)
-    run("--out", "a", "--contrast", "0.5", "--sampler", "0.5")
-    assert seen and set(seen) == {(0.5, True)}
+    result = run("--out", "a", "--contrast", "0.5", "--against", against, tasks=1)
+    texts = [e.response for e in rows] if against == "row" else said
+    prompt = at_first.tokenizer.prompt
+    may_see = {tuple(prompt(e.prompt)): [prompt(e.prompt, (e.prompt, text)) for o, text in zip(rows, texts)
+                                         if o.prompt != e.prompt] for e in rows}
+    assert len(seen) == result["steps"][0]
+    for batch in seen:
+        for other, n, bare, m in zip(batch.other_prompt, batch.other_length, batch.prompt, batch.length):
+            assert other[:n].tolist() in may_see[tuple(bare[:m].tolist())]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
