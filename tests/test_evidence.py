@@ -109,6 +109,10 @@ def test_a_result_of_other_options_is_of_an_older_plan(tmp_path):
     made = train.parse([*job("--alpha 0.5").words(), "--threads", "1", "--out", "x"])
     (folder / "result.json").write_text(json.dumps({"settings": dataclasses.asdict(made)}))
     assert evidence.is_done(job("--alpha 0.5"))
+    # what another machine has made is done as well
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"settings": result["settings"] | {"device": "cuda:1"}}))
+    assert evidence.is_done(job("--alpha 0.5 --save-every 7"))
     assert not evidence.is_done(job("--alpha 0.4")) and not folder.exists()
 
 
