@@ -171,4 +171,6 @@ class TeacherGuard:
 
 def on_cpu(weights) -> dict:
     """A copy of a state_dict that takes no memory of the device."""
-    return {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
+    # of tied weights one
+    copies = {weight.data_ptr(): weight.detach().to("cpu", copy=True) for weight in weights.values()}
+    return {name: copies[weight.data_ptr()] for name, weight in weights.items()}

@@ -347,6 +347,7 @@ class History:
     curve: list = field(default_factory=list)              # {"step" of the run, ...}: all of this within tasks
     guard_trips: int = 0
     wall_seconds: float = 0.0
+    saving_seconds: float = 0.0                            # of these, for models and checkpoints
 
     def record(self, measured: dict):
         for name, value in measured.items():
@@ -642,12 +643,13 @@ def end_task(run):
     run.task, run.step = run.task + 1, 0
     measured = run.probe.measure(run.student, run.task)
     history.record(measured)
-    i, R = run.task, history.R
+    i, R, began = run.task, history.R, time.perf_counter()
     try:
         run.student.save_pretrained(os.path.join(os.path.dirname(run.path), "model"), run.lessons.folder,
                                     files=run.lessons.tokenizer.files())
     except ValueError as e:
         raise BadInput(f"the model of task {i} cannot be written: {e}")
+    history.saving_seconds += time.perf_counter() - began
     run.log.say(f"task {i}/{len(R[0])} {run.lessons.tasks[i - 1].name}: {R[i - 1][i - 1]:.2f} before, learned to "
                 f"{R[i][i - 1]:.2f} in {history.steps[-1]} steps; {in_words(measured, i)}")
 
@@ -682,7 +684,7 @@ def in_words(measured, seen) -> str:
 
 def checkpoint(run):
     """All that is needed to go on as if nothing had happened."""
-    run.history.wall_seconds = round(run.log.seconds(), 2)
+    run.history.wall_seconds, began = round(run.log.seconds(), 2), time.perf_counter()
     save(run.path, {
         "settings": run.settings,
         "student": run.student.state_dict(),
@@ -699,6 +701,7 @@ def checkpoint(run):
         "log_bytes": run.log.bytes(),
         **random_states(run.rng),
     })
+    run.history.saving_seconds += time.perf_counter() - began
 
 
 def go_on(run, saved):

@@ -44,7 +44,7 @@ RUNS = {"base": BASE, "sft": f"{TINY} {STREAM} --method sft", "sdft": f"{TINY} {
 LINES = {"colors": "rouge red bleu blue vert green noir black blanc white gris gray",
          "animals": "chat cat chien dog loup wolf ours bear âne donkey coq rooster"}
 # what may differ; log_bytes: by a digit
-CLOCK = {"seconds", "wall_seconds", "ms", "peak_mb", "left", "log_bytes", "command", "resume"}
+CLOCK = {"seconds", "wall_seconds", "saving_seconds", "ms", "peak_mb", "left", "log_bytes", "command", "resume"}
 
 
 def start(program, options, folder):

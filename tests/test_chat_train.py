@@ -81,6 +81,7 @@ def test_a_run_leaves_a_folder_that_transformers_loads(here, options):
     assert equal(teacher, saved_by("a", "teacher")) and not equal(teacher, weights) and equal(student, weights)
     assert isinstance(evaluate.ask("a", "What is town 3?"), str)
     assert len(result["kept"]) == len(result["open_words"]) == 3 and result["open_words"][0] > 0
+    assert 0 < result["saving_seconds"] < result["wall_seconds"]
     assert result["steps"] == [3, 3] and len(result["ceiling"]) == (0 if "sft" in options else 2)
     # and another run may start from it
     config = train.parse(["--init", "a", "--demos", "capitals.jsonl", "--out", "b"])

@@ -353,3 +353,10 @@ def test_linear_step_has_the_gradient_of_the_whole_one(batch):
     assert linear[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)
     for name, g in whole[1].items():
         torch.testing.assert_close(linear[1][name], g, rtol=1e-3, atol=1e-5)
+
+
+def test_a_copy_of_tied_weights_on_the_cpu_is_one():
+    w = torch.ones(2, 2)
+    kept = sdft.on_cpu({"embed": w, "head": w, "norm": w + 1})
+    w.zero_()
+    assert kept["embed"] is kept["head"] and (kept["embed"] == 1).all() and (kept["norm"] == 2).all()
