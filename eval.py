@@ -193,6 +193,9 @@ def read_runs(folder) -> dict:
         except (FileNotFoundError, NotADirectoryError):
             if os.path.exists(os.path.join(path, "log.jsonl")):
                 at_work.append(f"{name}: not finished; {progress(path)}")
+    if not runs and not at_work and os.path.exists(os.path.join(folder, "log.jsonl")):
+        above = os.path.dirname(os.path.abspath(folder))
+        raise BadInput(f"{folder}: a run; a table is of the folder that runs lie in: python eval.py {above}")
     if not runs and not at_work:
         raise BadInput(f"{folder}: no run in it (a folder with result.json or log.jsonl); make one with: "
                        f"python train.py ... --out {folder}/sdft")

@@ -200,6 +200,10 @@ def test_a_folder_without_a_run(tmp_path):
         with pytest.raises(BadInput) as e:
             evaluate.read_runs(str(folder))
         assert str(e.value).startswith(f"{folder}: no run in it") and "\n" not in str(e.value)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "log.jsonl").touch()
+    with pytest.raises(BadInput, match=f"a: a run; a table is of .*: python eval.py {tmp_path}$"):
+        evaluate.read_runs(str(tmp_path / "a"))
 
 
 def test_changes_are_told_task_by_task():
