@@ -40,7 +40,8 @@ RUNS = {"base": BASE, "sft": f"{TINY} {STREAM} --method sft", "sdft": f"{TINY} {
         "sdft+self-replay": f"{TINY} {STREAM} --penalty self-replay",
         "sft+ewc": f"{TINY} {STREAM} --method sft --penalty ewc", "demos": f"{TINY} --demos colors.jsonl animals.jsonl",
         # a chat model of random weights: AdamW, a folder behind each task
-        "chat": TINY.replace("base", "chat") + " --demos colors.jsonl animals.jsonl --sampler 0.5 --contrast 1 --blend 0.5"}
+        "chat": TINY.replace("base", "chat") + (" --demos colors.jsonl animals.jsonl --sampler 0.5 --contrast 1 "
+                                                "--blend 0.5")}
 LINES = {"colors": "rouge red bleu blue vert green noir black blanc white gris gray",
          "animals": "chat cat chien dog loup wolf ours bear âne donkey coq rooster"}
 # what may differ; log_bytes: by a digit
