@@ -417,7 +417,8 @@ def test_what_shows_only_once_the_run_has_begun(here, capsys):
 
 SPECIAL = {
     "out": st.sampled_from(["run", "old", "a/b", "é 🌍"]), "init": st.sampled_from(["base", "base/model"]),
-    "device": st.sampled_from(["cpu", "auto", "cpu:0"]), "task_order": st.sampled_from(["sums", "", "sums,"])}
+    "device": st.sampled_from(["cpu", "auto", "cpu:0"]), "task_order": st.sampled_from(["sums", "", "sums,"]),
+    "guard": st.just(-1.0) | st.floats(0, 1)}
 SPECIAL |= {name: st.just("sums.jsonl") for name in ("demos", "keep", "reading", "neighbours")}
 ODD = ["", " ", "\0", "\n", "a\nb", "\x1b[2J", "\ud800", "\udcff", "é🌍", "\u2028", "%s %(prog)s", "nan", "-nan", "inf",
        "-inf", "1e999", "-1", "0", "1", "0.5", "1_0", "1e9", "9" * 5000, "١", "-", "--", "-h", "--help", "--no-bf16",
@@ -430,7 +431,7 @@ def right(f):
     """Values that an option may have, alone."""
     if f.metadata["choices"]:
         return st.sampled_from(f.metadata["choices"])
-    if f.type in (int, float):
+    if f.type in (int, float) and f.name not in SPECIAL:
         low, high = f.metadata["within"]
         return st.integers(low, high) if f.type is int else st.floats(low, min(high, 1e9))
     return SPECIAL.get(f.name, st.just(""))

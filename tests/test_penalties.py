@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+import eval as evaluate
 import penalties
 import train
 from conftest import VOCAB_SIZE, random_gpt
@@ -139,7 +140,7 @@ def test_a_penalty_that_rests_pulls_nothing_back(tokenizer):
 
 
 def test_l2_holds_the_student_as_the_strength_says(here):
-    base = saved_by(tiny_base(), "student")
+    base = evaluate.load_model(tiny_base())[0].state_dict()
 
     def moved(strength):
         run("--out", "a", "--method", "sft", "--penalty", "l2", "--strength", strength, tasks=1)
