@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -63,7 +64,7 @@ def command_of(name, folder, home) -> tuple:
     shutil.copytree(os.path.join(home, "world"), os.path.join(folder, "world"))
     if name == "chat":
         from test_chat_train import write_model            # here: what imports this file has no need of transformers
-        write_model(os.path.join(folder, "chat"))
+        write_model(pathlib.Path(folder, "chat"))
     for file, words in LINES.items():
         pairs = zip(words.split()[::2], words.split()[1::2])
         rows = [{"prompt": f"{asked} in English", "response": said} for asked, said in pairs]
