@@ -27,8 +27,7 @@ import torch.fx.experimental._config
 import sdft
 from chat import ChatTokenizer, template_of
 from data import GRADERS, OF_RETURNS, WordTokenizer, check_shown, collate, grade, held_out, into_tasks, read_examples
-from eval import (Probe, accuracy, answers, both_prompts, changes, continual_metrics, is_chat, load_model, mean,
-                  model_folder)
+from eval import Probe, answers, both_prompts, changes, continual_metrics, is_chat, load_model, mean, model_folder
 from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
 from runs import (MANY, BadInput, Log, check_options, check_out, ends_in_one_line, find_device, flag, given_options,
@@ -291,9 +290,9 @@ def another(example, train, rng):
     return rng.choice([e for e in train if e.shown[1] != example.shown[1]])
 
 
-def in_own_words(model, tokenizer, train) -> list:
-    """The demonstrations, but what is shown of each is what the model itself says to its prompt."""
-    return [dataclasses.replace(e, demo=text) for e, text in zip(train, answers(model, tokenizer, train))]
+def in_own_words(train, said) -> list:
+    """The demonstrations, but what is shown of each is what the model itself has said to its prompt."""
+    return [dataclasses.replace(e, demo=text) for e, text in zip(train, said)]
 
 
 def to_ask(run):
@@ -423,8 +422,7 @@ def read_lessons(config) -> Lessons:
 
 def check_others(tasks, config, tokenizer, context):
     """Raises BadInput where a task has not the other demonstrations that --shown and --contrast need."""
-    room = config.max_new_tokens
-    check_shown(tasks, config.shown, tokenizer, context, room)
+    check_shown(tasks, config.shown, tokenizer, context, config.max_new_tokens)
     own = config.against == "own"
     for task in tasks if config.contrast else []:
         if len({e.prompt if own else e.shown[1] for e in task.train}) < 2:
@@ -568,20 +566,22 @@ def begin_task(run, config):
     run.recent, run.rate = [], 1.0
     run.before = sdft.on_cpu(dict(run.student.named_parameters())) if config.blend < 1 else None
     history.left_out.append([])
-    if run.lessons.chat and config.method == "sdft":
-        look_at_the_teacher(run, config)
-    if config.contrast and config.against == "own":
-        task, tokenizer = run.lessons.tasks[run.task], run.lessons.tokenizer
-        run.own = in_own_words(to_ask(run), tokenizer, task.train)
-        check_fits(run.own, task, config, tokenizer, run.student.config.context)
+    look, own = run.lessons.chat and config.method == "sdft", config.contrast and config.against == "own"
+    if look or own:
+        task, tokenizer, teacher = run.lessons.tasks[run.task], run.lessons.tokenizer, to_ask(run)
+        by_itself = answers(teacher, tokenizer, task.train)
+        if look:
+            look_at_the_teacher(run, config, teacher, by_itself)
+        if own:
+            run.own = in_own_words(task.train, by_itself)
+            check_fits(run.own, task, config, tokenizer, run.student.config.context)
 
 
-def look_at_the_teacher(run, config):
+def look_at_the_teacher(run, config, model, by_itself):
     """Before a task: what the model says without its demonstrations, and with them. What it cannot read it cannot
-    teach. Raises BadInput where the guard would only roll back."""
+    teach. by_itself: its answers to the bare prompts. Raises BadInput where the guard would only roll back."""
     task, tokenizer = run.lessons.tasks[run.task], run.lessons.tokenizer
-    model = to_ask(run)
-    bare = accuracy(model, tokenizer, task.train)
+    bare = mean([grade(e, text) for e, text in zip(task.train, by_itself)])
     rng = random.Random(f"look {config.seed}")
     shown = [others(e, task.train, config.shown, rng) for e in task.train] if config.shown else True
     said = answers(model, tokenizer, task.train, shown)
@@ -712,8 +712,7 @@ def go_on(run, saved):
     run.history = History(**saved["history"])
     run.task, run.step, run.recent, run.rate = (saved[k] for k in ("task", "step", "recent", "rate"))
     if run.task < len(run.lessons.tasks):
-        train = run.lessons.tasks[run.task].train
-        run.own = [dataclasses.replace(e, demo=text) for e, text in zip(train, saved["own"])]
+        run.own = in_own_words(run.lessons.tasks[run.task].train, saved["own"])
     run.penalty.load_state(saved["penalty"], run.student, run.task)
     set_random_states(run.rng, saved)
 
