@@ -425,7 +425,10 @@ def linear_divergence_op(student_hidden: torch.Tensor, student_head: torch.Tenso
             del logits, target, saved  # before the next chunk's are made
 
             grad_hidden[rows] = matmul_fp32(grad, student_head).to(dtype)
-            grad_head += matmul_fp32(grad.T, hidden)
+            if dtype == weight.dtype:
+                grad_head.addmm_(grad.T, hidden)              # in place: half the time
+            else:
+                grad_head += matmul_fp32(grad.T, hidden)
     return total, grad_hidden, grad_head.to(dtype)
 
 

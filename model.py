@@ -112,6 +112,28 @@ def attention(q, k, v, mask=None):
     return y.reshape(B, H, T, K)
 
 
+def shared_attention(q, k, v, P, B):
+    """Attention of B rows that begin with the same P tokens, packed: q (1, H, N, K), k and v (1, G, N, K), in which the
+    P come first, once, and then what each row has of its own."""
+    first = [x[:, :, :P] for x in (q, k, v)]
+    q, k, v = (x[0, :, P:].unflatten(1, (B, -1)).transpose(0, 1) for x in (q, k, v))            # (B, H or G, T - P, K)
+    k, v = (torch.cat([f.expand(B, -1, -1, -1), x], 2) for f, x in zip(first[1:], (k, v)))
+    T = k.shape[2]
+    y = attention(q, k, v, torch.ones(T, T, dtype=torch.bool).tril()[P:][None, None])
+    return torch.cat([attention(*first), y.transpose(0, 1).flatten(1, 2)[None]], 2)
+
+
+def alike(tokens, length=None):
+    """With how many tokens all rows of `tokens` (B, T) begin, such as the system prompt of a chat template: on a CPU
+    they are read once, and not B times. Fewer than the shortest row has; `length` (B,), None: T. 0 where it does not
+    pay: of fewer than 8, and on a GPU, which would have to be waited for."""
+    if tokens.device.type != "cpu" or len(tokens) < 2 or torch.compiler.is_compiling():
+        return 0
+    most = tokens.shape[1] if length is None else int(length.min())
+    n = min(most - 1, int((tokens == tokens[0]).all(0).cumprod(0).sum()))
+    return n if n >= 8 else 0
+
+
 class Block(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -127,7 +149,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.attn_out.weight)
         nn.init.zeros_(self.mlp_out.weight)
 
-    def forward(self, x, cos, sin, mask=None, cache=None, slots=None):
+    def forward(self, x, cos, sin, mask=None, cache=None, slots=None, shared=None):
         c = self.config
         B, T, D = x.shape
         heads = self.qkv(self.attn_norm(x)).view(B, T, -1, c.head_dim).transpose(1, 2)            # (B, H + 2 G, T, K)
@@ -141,7 +163,8 @@ class Block(nn.Module):
             cache[0][rows, :, slots] = k.transpose(1, 2).to(cache[0].dtype)
             cache[1][rows, :, slots] = v.transpose(1, 2).to(cache[1].dtype)
             k, v = (k, v) if mask is None else cache                                              # (B, G, T or S, K)
-        y = attention(q, k, v, mask).transpose(1, 2).flatten(2)
+        y = shared_attention(q, k, v, *shared) if shared else attention(q, k, v, mask)
+        y = y.transpose(1, 2).flatten(2)
         x = x + F.dropout(self.attn_out(y), c.dropout, self.training)
         h = self.mlp_in(self.mlp_norm(x))
         if c.gated:
@@ -243,11 +266,20 @@ class GPT(nn.Module):
         T, T) bool replaces the causal mask (packed documents). Returns logits (B, T or R, V), or what the head would
         read with `return_hidden`, (B, T or R, D). Longer than the context: ValueError.
         """
-        T = tokens.shape[1]
+        B, T = tokens.shape
         self.check_length(T)
-        x = self.embed(tokens)
+        position, P = torch.arange(T, device=tokens.device), 0
+        if mask is None and not (self.training and self.config.dropout):
+            P = alike(tokens)
+        if P:
+            # packed, (1, P + B (T - P)): what the rows have in common once, then the rest of each
+            tokens = torch.cat([tokens[0, :P], tokens[:, P:].flatten()])[None]
+            position = torch.cat([position[:P], position[P:].repeat(B)])
+        x, cos, sin = self.embed(tokens), self.cos[position], self.sin[position]
         for block in self.blocks:
-            x = block(x, self.cos[:T], self.sin[:T], mask)
+            x = block(x, cos, sin, mask, shared=(P, B) if P else None)
+        if P:
+            x = torch.cat([x[:, :P].expand(B, -1, -1), x[0, P:].unflatten(0, (B, -1))], 1)
         if at is not None:
             x = x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
         x = self.norm(x)
@@ -286,7 +318,7 @@ class GPT(nn.Module):
         caches = [self.cos.new_zeros(2, *shape, dtype=dtype) for _ in self.blocks]
         slot = torch.arange(S, device=prompt.device)
 
-        def step(tokens, slots, mask=None):
+        def step(tokens, slots, mask=None, caches=caches):
             # tokens and their slots (B, T)
             cos, sin = self.cos[slots][:, None], self.sin[slots][:, None]                             # (B, 1, T, K / 2)
             x = self.embed(tokens)
@@ -294,8 +326,14 @@ class GPT(nn.Module):
                 x = block(x, cos, sin, mask, cache, slots)
             return x
 
-        x = step(prompt, slot[:P].expand(B, P))
-        x = x[torch.arange(B, device=x.device), length - 1]  # (B, D): each row's last token
+        shared, seen = alike(prompt, length), None
+        if shared:
+            step(prompt[:1, :shared], slot[None, :shared], caches=[cache[:, :1] for cache in caches])
+            for cache in caches:
+                cache[:, 1:, :, :shared] = cache[:, :1, :, :shared]
+            seen = (slot <= slot[shared:P, None])[None, None]                                     # (1, 1, T, S)
+        x = step(prompt[:, shared:], slot[shared:P].expand(B, -1), seen)
+        x = x[torch.arange(B, device=x.device), length - 1 - shared]  # (B, D): each row's last token
         response = torch.full((B, n_new), end, device=prompt.device)
         alive = torch.ones(B, dtype=torch.bool, device=prompt.device)
         mask = torch.zeros(B, n_new, dtype=torch.bool, device=prompt.device)

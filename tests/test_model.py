@@ -69,6 +69,43 @@ def test_scoring_some_positions_equals_scoring_all():
     torch.testing.assert_close(F.linear(gpt(tokens, return_hidden=True), gpt.head.weight), gpt(tokens))
 
 
+@pytest.mark.parametrize("traits", [{}, {"n_kv_head": 2, "gated": True}, {"qk_norm": True, "qkv_bias": True}])
+def test_what_all_rows_begin_with_is_read_once(monkeypatch, traits):
+    """Logits, gradients and greedy answers are those of reading each row by itself; what is alike counts, up to where
+    the rows part or the shortest ends."""
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(100, 2, 4, 32, context=64, **traits)).double()
+    for p in gpt.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    tokens = torch.randint(0, 100, (5, 40))
+    tokens[:, :12] = tokens[0, :12]
+    tokens[:, 12] = torch.tensor([1, 1, 1, 2, 1])
+    length, at = torch.tensor([14, 20, 30, 40, 16]), torch.tensor([[11, 12, 39]] * 5)
+    weight = torch.randn(5, 3, 100).double()
+
+    def found():
+        logits = gpt(tokens, at=at)
+        gradients = torch.autograd.grad((logits * weight).sum(), list(gpt.parameters()))
+        return [logits, *gradients, *gpt.generate(tokens, length, 20, 99, temperature=0)]
+
+    assert model_module.alike(tokens) == model_module.alike(tokens, length) == 12
+    counted, count = [], torch.nn.Embedding.forward
+    monkeypatch.setattr(torch.nn.Embedding, "forward", lambda self, t: counted.append(t.numel()) or count(self, t))
+    once = found()
+    assert counted[:3] == [12 + 5 * 28, 12, 5 * 28]
+    monkeypatch.setattr(model_module, "alike", lambda *_: 0)
+    for a, b in zip(once, found(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_alike_is_counted():
+    same = torch.arange(20).repeat(3, 1)
+    assert model_module.alike(same) == 19                   # something is left of each row
+    assert model_module.alike(same, torch.tensor([20, 11, 15])) == 10
+    assert model_module.alike(same, torch.tensor([20, 8, 15])) == 0
+    assert model_module.alike(same[:1]) == model_module.alike(same[:, :8]) == 0
+
+
 def test_cached_generation_equals_recomputing_every_token():
     """Unequal lengths, greedy: each new token must be what a full forward pass over the row so far would choose."""
     gpt = random_gpt()

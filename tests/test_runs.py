@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import platform
 import pty
 import re
 import signal
@@ -36,6 +37,24 @@ def test_products_on_a_cpu_are_fp32():
     runs.set_up_machine("cpu")
     a, b = torch.randn(300, 200), torch.randn(200, 100)
     assert ((a @ b - (a.double() @ b.double())).norm() / (a @ b).norm()) < 1e-5
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_used_again_and_not_cleared_anew():
+    faults = """
+import resource, torch, runs
+torch.ones(2**24)
+SET_UP
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    counted = [int(subprocess.run([sys.executable, "-c", faults.replace("SET_UP", line)], cwd=ROOT, check=True,
+                                  capture_output=True, text=True).stdout)
+               for line in ("", 'runs.set_up_machine("cpu", threads=1)')]
+    assert counted[0] > 100 and counted[1] < counted[0] / 10, counted
 
 
 # ---------------------------------------------------------------------------------------------------------------------
