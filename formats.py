@@ -110,16 +110,18 @@ def rows_of_json(text: str, name: str, problems: list) -> list[tuple[str, dict]]
 
 
 def rows_of_csv(text: str, name: str, problems: list) -> list[tuple[str, dict]]:
-    """An empty cell of a field that no form of the header needs is left out: CSV has no other way to say that."""
+    """Spreadsheets also write semicolons or tabs between the fields, and people capitals in a header. An empty cell of
+    a field that no form of the header needs is left out: CSV has no other way to say that."""
     rows, header, number, needed = [], None, 0, set()
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    between = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=between)
     try:
         for number, cells in enumerate(reader, 1):
             place = f"{name}:row {number}"
             if not any(cell.strip() for cell in cells):
                 continue
             if header is None:
-                header = [cell.strip() for cell in cells]
+                header = [cell.strip().lower() for cell in cells]
                 if twice := [h for i, h in enumerate(header) if h in header[:i]]:
                     problems.append(f"{place}: the field {quoted(twice[0])} occurs twice; rename one of them")
                     return []

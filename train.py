@@ -212,8 +212,8 @@ def learn(config: Config, run) -> dict:
                     contrast=config.contrast, penalty=penalty, micro_batch=config.micro_batch or None,
                     linear=linear, loss_fn=loss_fn)
         except FloatingPointError as e:
-            raise FloatingPointError(f"task {run.task + 1} step {run.step}: {e}. The last good checkpoint is "
-                                     f"{run.path}; lower --lr or --embed-lr and begin again")
+            raise FloatingPointError(f"task {run.task + 1} step {run.step}: {e}. {run.path} is from before; lower --lr "
+                                     "or --embed-lr and begin again")
 
         # ---- what follows is watching, logging, saving
         run.step += 1
@@ -513,8 +513,6 @@ def begin(config, lessons) -> Run:
         run.history.record(measured)
         log.say(f"before the first task: {in_words(measured, len(tasks))}")
     log.start(run.history.wall_seconds, sum(run.history.steps) + run.step)
-    if not saved:
-        checkpoint(run)
     return run
 
 

@@ -113,7 +113,7 @@ def test_what_the_teacher_cannot_read_is_not_taught(here, capsys):
     assert len(rows) == 6 and all(re.match(named, row) for row in rows)
     assert "--guard 0.5: " in last and "answers 0.00 of them rightly" in last
     assert "--grader contains" in last and "another --template" in last
-    assert saved_by("a", "step") == 0
+    assert os.listdir("a") == ["log.jsonl"]                # no step, and no models of GBs
     said = capsys.readouterr().out
     assert "the student sees   <|im_start|>" in said and "This is an example for a response to the question:" in said
 

@@ -583,10 +583,10 @@ FULL = {
     "the gates of a base model": (pretrain, model, "open", 1, "pretraining.json", Unwritable),
     "the first line of the log": (train, runs, "open", 2, "log.jsonl", Unwritable),
     "the first checkpoint": (train, os, "fsync", 1, "", no_space),
-    "a checkpoint of a task": (train, os, "fsync", 4, "", no_space),
-    "the model of a task": (train, os, "fsync", 5, "", no_space),
+    "a checkpoint of a task": (train, os, "fsync", 3, "", no_space),
+    "the model of a task": (train, os, "fsync", 4, "", no_space),
     "the words of a task": (train, model, "open", 1, "words.json", Unwritable),
-    "the last checkpoint": (train, os, "fsync", 11, "", no_space),
+    "the last checkpoint": (train, os, "fsync", 10, "", no_space),
     "the log": (train, runs, "open", 4, "log.jsonl", no_space),
     "the result": (train, runs, "open", 1, "result.json", Unwritable)}
 

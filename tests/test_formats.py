@@ -160,6 +160,12 @@ def test_csv_of_each_header(tmp_path, header):
     assert unused == [] and [place for place, _ in read_rows(path, [])] == [f"{path}:row 2", f"{path}:row 4"]
 
 
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_csv_as_spreadsheets_write_it(tmp_path, between):
+    path = write(tmp_path, f'Prompt{between} Response \n"a{between} a"{between}b, c\n', "rows.csv")
+    assert read_rows(path, []) == [(f"{path}:row 2", {"prompt": f"a{between} a", "response": "b, c"})]
+
+
 def test_empty_cell_of_csv_is_no_field(tmp_path):
     path = write(tmp_path, "instruction,input,output,task,system\nadd,,5,,\nadd,1,2,sums,be brief\n", "rows.csv")
     assert [row for _, row in read_rows(path, [])] == [
@@ -414,7 +420,7 @@ BROKEN = {                        # name, content, where, what is said, a word o
     "CSV with an empty response": ("a.csv", "prompt,response\na,\n", ":row 2", "\"response\" is empty ('')",
                                    "fill it in"),
     "CSV with an empty answer": ("a.csv", "question,answer\na,\n", ":row 2", "\"answer\" is empty ('')", "fill it in"),
-    "CSV of another header": ("a.csv", "prompt;response\na;b\n", ":row 2", "fields ('prompt;response')", ""),
+    "CSV of another header": ("a.csv", "prompt|response\na|b\n", ":row 2", "fields ('prompt|response')", ""),
     "empty JSONL": ("a.jsonl", "\n\r\n  \n", "", "empty", "one a line"),
     "empty JSON": ("a.json", "\ufeff", "", "empty", READS[".json"]),
     "JSON of no rows": ("a.json", "[]", "", "empty", READS[".json"]),

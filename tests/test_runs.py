@@ -47,14 +47,14 @@ torch.ones(2**24)
 SET_UP
 torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(10):
     torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     counted = [int(subprocess.run([sys.executable, "-c", faults.replace("SET_UP", line)], cwd=ROOT, check=True,
                                   capture_output=True, text=True).stdout)
                for line in ("", 'runs.set_up_machine("cpu", threads=1)')]
-    assert counted[0] > 100 and counted[1] < counted[0] / 10, counted
+    assert counted[0] > 100 and counted[1] <= counted[0] / 5, counted     # a block or two may be new
 
 
 # ---------------------------------------------------------------------------------------------------------------------
