@@ -27,13 +27,14 @@ from runs import BadInput, ends_in_one_line, read_json, remove, write_json
 ROOT, MODEL = os.path.join("out", "smollm2-runs"), os.path.join("out", "smollm2")
 SEEDS, TUNING = range(3), 100
 ALL = "--batch-size 16 --bf16 --converged 0 --save-every 1000"
-SAMPLES = "--max-new-tokens 24 --watch-every 24 --measure-every 24"
-TEACHER = f"--sampler teacher --temperature 0.5 --lr 1e-4 --warmup 30 --steps 72 --blend 0.7 {SAMPLES}"
+SAMPLES = "--max-new-tokens 24 --watch-every 25 --measure-every 25"
+TEACHER = f"--sampler teacher --temperature 0.5 --lr 5e-5 --warmup 30 --steps 100 --blend 0.8 {SAMPLES}"
+PLAIN = f"--warmup 10 --steps 75 {SAMPLES}"
 # {demonstrations: {method: its options}}; `sdft plain` is the paper's, on the student's own samples
 METHODS = {
     "sentences": {
         "sft": "--method sft --lr 5e-5 --steps 48 --watch-every 24 --measure-every 12",
-        "sdft plain": f"--lr 2e-5 --warmup 10 --steps 48 {SAMPLES}",
+        "sdft plain": f"--template earlier-turn --lr 5e-5 {PLAIN}",
         "sdft": f"{TEACHER} --contrast 1",
     },
 }
@@ -41,9 +42,9 @@ METHODS = {
 TRIALS = {
     "sft": ["--method sft --lr 2e-5 --steps 72 --measure-every 24",
             "--method sft --lr 5e-5 --steps 72 --measure-every 24",
-            "--method sft --lr 2e-5 --steps 72 --blend 0.7 --measure-every 24"],
-    "sdft plain": [f"--lr 2e-5 --warmup 10 --steps 48 {SAMPLES}", f"--lr 5e-5 --warmup 30 --steps 48 {SAMPLES}",
-                   f"--lr 5e-5 --warmup 30 --steps 48 --template earlier-turn {SAMPLES}"],
+            "--method sft --lr 2e-5 --steps 72 --blend 0.8 --measure-every 24"],
+    "sdft plain": [f"--lr 2e-5 {PLAIN}", f"--template earlier-turn --lr 5e-5 {PLAIN}",
+                   f"--template earlier-turn --lr 1e-4 {PLAIN}"],
     "sdft": [f"{TEACHER} --contrast 0", f"{TEACHER} --contrast 1 --against row", f"{TEACHER} --contrast 1"],
 }
 FIGURES = {"learned": "learned", "unseen_phrasing": "R", "general": "base_accuracy", "kept": "kept",
