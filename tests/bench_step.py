@@ -3,18 +3,24 @@
     python tests/bench_step.py                                         our step and its parts
     python tests/bench_step.py --trl-python OTHER_VENV/bin/python      alternately with TRL (there: pip install
                                                                        torch==2.13.0 trl transformers)
+    python tests/bench_step.py --real out/smollm2 ...                  and the step of a real model
 
 The work: 64 prompts of 8 tokens, demonstration prompts of 29, 12 new tokens each, 512 words, 3 layers of width 128,
 fp32, and no end token, so that every answer has its full length. Each runs as it comes: ours with the matrix products
-that train.py chooses, TRL with torch's choice. Writes results/step_<machine>.json.
+that train.py chooses, TRL with torch's choice. A real model: the facts of examples/facts.py, 16 rows, the official
+words, the student's samples of at most 24 tokens, full logits, forward KL, AdamW, bf16 products of fp32 weights; a step
+is the time from one's end to the next one's, in train.py and in TRL's trainer. Writes results/step_<machine>.json.
 """
 import argparse
+import contextlib
 import copy
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -72,6 +78,60 @@ def ours(steps):
     }
 
 
+def ours_of(folder, facts, steps):
+    """Median milliseconds of train.py's step on a real model, and the most memory of the process."""
+    sys.path.insert(0, ROOT)
+    import sdft
+    import train
+
+    ends, step = [], sdft.sdft_step
+
+    def clocked(*args, **options):
+        figures = step(*args, **options)
+        ends.append(time.perf_counter())
+        return figures
+
+    sdft.sdft_step = clocked
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(sys.stderr):
+        train.main(["--init", folder, "--demos", facts, "--batch-size", "16", "--max-new-tokens", "24", "--lr", "5e-5",
+                    "--bf16", "--guard", "0", "--watch-every", "1000", "--save-every", "1000", "--converged", "0",
+                    "--steps", str(steps + 3), "--out", os.path.join(out, "run")])
+    times = [1000 * (b - a) for a, b in zip(ends[2:], ends[3:])]
+    return {"step": statistics.median(times), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+
+
+TRL_OF = """
+import json, logging, os, random, resource, sys, tempfile, time, warnings
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
+warnings.filterwarnings("ignore"); logging.disable(logging.WARNING)
+import torch, trl
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+folder, facts, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+rows = [json.loads(line) for line in open(facts)]
+rows = random.Random(0).choices([row for row in rows if row["split"] == "train"], k=16 * (steps + 3))
+data = Dataset.from_list([{"prompt": [{"role": "user", "content": row["prompt"]}],
+                           "privileged_context": row["response"]} for row in rows])
+ends = []
+class Clock(TrainerCallback):
+    def on_step_end(self, *args, **kwargs):
+        ends.append(time.perf_counter())
+with tempfile.TemporaryDirectory() as out:
+    config = SDFTConfig(
+        output_dir=out, per_device_train_batch_size=16, gradient_accumulation_steps=1, max_steps=steps + 3,
+        num_generations=1, max_completion_length=24, max_prompt_length=256, learning_rate=5e-5, report_to=[],
+        logging_steps=10**6, save_strategy="no", use_cpu=True, bf16=True, distillation_mode="full_logits",
+        distillation_alpha=0.0, teacher_model_kind="ema", teacher_update_rate=0.02, gradient_checkpointing=False,
+        disable_tqdm=True, weight_decay=0.0)
+    SDFTTrainer(model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), args=config,
+                train_dataset=data, processing_class=AutoTokenizer.from_pretrained(folder), callbacks=[Clock()]).train()
+times = sorted(b - a for a, b in zip(ends[2:], ends[3:]))
+print(json.dumps({"step": 1000 * times[len(times) // 2], "version": trl.__version__,
+                  "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
+"""
+
+
 TRL = """
 import json, logging, os, sys, tempfile, time, warnings
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
@@ -111,39 +171,64 @@ print(json.dumps({"step": 1000 * times[len(times) // 2], "version": trl.__versio
 """
 
 
+def alternately(rounds, ours, trl):
+    """What the last line of each command says, JSON, in turns: {"ours": [...], "trl": [...]}; trl None: ours alone."""
+    said = {"ours": [], "trl": []}
+    for _ in range(rounds):
+        for name, command in (("ours", ours), ("trl", trl)):
+            if command:
+                done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+                if done.returncode:
+                    sys.exit(done.stderr)
+                said[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return said
+
+
+def compared(said) -> dict:
+    """Medians over the rounds, and how often TRL's step contains ours in each."""
+    ours, trl = said["ours"], said["trl"]
+    figures = {"milliseconds": {k: round(statistics.median(r[k] for r in ours), 1) for k in ours[0] if k != "peak_mb"}}
+    for name, rounds in (("peak_mb", ours), ("trl_peak_mb", trl)):
+        if rounds and "peak_mb" in rounds[0]:
+            figures[name] = max(r["peak_mb"] for r in rounds)
+    if trl:
+        figures["trl"] = {"version": trl[0]["version"], "step": round(statistics.median(r["step"] for r in trl), 1)}
+        figures["times_faster_than_trl"] = [round(t["step"] / o["step"], 2) for o, t in zip(ours, trl)]
+    return figures
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3, help="alternations with TRL")
     parser.add_argument("--trl-python", help="a Python that can import trl; without it our step alone is timed")
+    parser.add_argument("--real", default="", help="folder of a real model: its step is timed too")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--facts", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        print(json.dumps(ours(args.steps)))
+        print(json.dumps(ours_of(args.real, args.facts, args.steps) if args.real else ours(args.steps)))
         return
 
-    def worker(command):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr)
-        return json.loads(done.stdout.splitlines()[-1])
+    sys.path[:0] = [ROOT, os.path.join(ROOT, "examples")]
+    import torch
 
-    rounds = []
-    for _ in range(args.rounds):
-        rounds.append({"ours": worker([sys.executable, __file__, "--worker", "--steps", str(args.steps)])})
-        if args.trl_python:
-            rounds[-1]["trl"] = worker([args.trl_python, "-c", TRL, *map(str, (B, P, Q, R, V, D, L, H, args.steps))])
-    sys.path.insert(0, ROOT)
+    import facts
     from runs import provenance, write_json
 
-    parts = {k: round(statistics.median(r["ours"][k] for r in rounds), 1) for k in rounds[0]["ours"]}
-    figures = {**provenance(), "command": "python tests/bench_step.py --trl-python ...", "milliseconds": parts}
-    if args.trl_python:
-        step = statistics.median(r["trl"]["step"] for r in rounds)
-        figures["trl"] = {"version": rounds[0]["trl"]["version"], "step": round(step, 1)}
-        figures["times_faster_than_trl"] = [round(r["trl"]["step"] / r["ours"]["step"], 2) for r in rounds]
+    us, them = [sys.executable, __file__, "--worker", "--steps"], args.trl_python and [args.trl_python, "-c"]
+    shape = [B, P, Q, R, V, D, L, H, args.steps]
+    said = alternately(args.rounds, [*us, args.steps], them and [*them, TRL, *shape])
+    figures = {**provenance(), "command": "python tests/bench_step.py --trl-python ... --real ...", **compared(said)}
+    if args.real:
+        steps = args.steps // 3
+        with tempfile.TemporaryDirectory() as folder:
+            facts.write(facts.Config(out=folder))
+            rows = os.path.join(folder, "teach.jsonl")
+            said = alternately(args.rounds, [*us, steps, "--real", args.real, "--facts", rows],
+                               them and [*them, TRL_OF, args.real, rows, steps])
+        figures["real"] = {"model": os.path.basename(os.path.abspath(args.real)), **compared(said)}
     print(json.dumps(figures, indent=1))
-    import torch
     write_json(os.path.join(ROOT, "results", f"step_{'gpu' if torch.cuda.is_available() else 'cpu'}.json"), figures)
 
 
