@@ -2,11 +2,12 @@
 
     python eval.py out/demo                                         the table of the runs in a folder, and their picture
     python eval.py --ask out/demo/sdft "tanu: c a d b"              what a trained model answers
-    python eval.py --show-teacher out/base out/world/tasks/01*      what student and teacher see, sample and believe
+    python eval.py --show out/demo/sdft --html page.html            what student and teacher see, say and believe
 
 R[i, j] is the accuracy on task j after training on task i; row 0 is the base model. All figures are fractions.
 """
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -14,11 +15,13 @@ import sys
 import numpy as np
 import torch
 
+import pages
 import sdft
 from chat import OFFICIAL, ChatTokenizer, about, template_of
 from data import VOICED, WordTokenizer, collate, grade, in_own_voice, into_tasks, read_examples
-from model import GPT, bf16_copy, frozen_copy
-from runs import BadInput, ends_in_one_line, load_checkpoint, printable, read_json, write_json
+from divergence import contrasted, token_divergence
+from model import GPT, bf16_copy
+from runs import BadInput, ends_in_one_line, provenance, read_json, replacing, write_json
 
 OPEN = 64                         # tokens that the answer to an open prompt may have
 AT_ONCE = 2**16                   # tokens of prompts and answers, and so places of the cache, when many are asked
@@ -342,25 +345,6 @@ def load_model(path, template=OFFICIAL) -> tuple[GPT, WordTokenizer | ChatTokeni
     return model.eval(), tokenizer, handed_on(folder, model.config.vocab_size)
 
 
-def load_both(path) -> tuple[GPT, GPT, WordTokenizer | ChatTokenizer, dict]:
-    """Student and teacher of a run, as its checkpoint has them, its tokenizer and its settings. Of any other model both
-    are that model, and the settings {}. Raises BadInput."""
-    checkpoint = os.path.join(path, "checkpoint.pt")
-    saved = load_checkpoint(checkpoint) if os.path.exists(checkpoint) else {}
-    settings = saved.get("settings", {})
-    student, tokenizer, _ = load_model(path, template_of(settings.get("template", "")))
-    teacher = frozen_copy(student)
-    if "teacher" in saved:
-        # the folder is that of the last task learned, the checkpoint may be later
-        try:
-            student.load_state_dict(saved["student"])
-            teacher.load_state_dict(saved["teacher"])
-        except Exception:
-            # weights may be anything
-            raise BadInput(f"{checkpoint}: of another model than that in {path}; remove the one that is not meant")
-    return student, teacher, tokenizer, settings
-
-
 def handed_on(folder, n_rows) -> dict:
     """What pretraining.json says, {} where there is none. For those who train: "frequency", (V,) fp32, each token's
     share of what was read, of `n_rows` tokens; and "gates", {what a base model must be able to do: share of answers}.
@@ -395,32 +379,127 @@ def both_prompts(task, tokenizer) -> str:
             f"the teacher sees   {tokenizer.show(b.demo_prompt[0].tolist())}")
 
 
-def show_teacher(path, files=()):
-    """The method in a terminal: for the first row of each task both prompts, the student's sample, and what student
-    and teacher thought of each of its tokens. files: demonstrations; by default those that the run was taught."""
-    student, teacher, tokenizer, settings = load_both(path)
+# ---------------------------------------------------------------------------------------------------------------------
+# The method at single tokens: what eval.py --show makes a page of, or lines of a terminal.
+
+
+def settings_of(path) -> dict:
+    """The options with which a run began, as its log has them; {} of any other model. Raises BadInput."""
+    log = os.path.join(path, "log.jsonl")
+    if not os.path.exists(log):
+        return {}
+    with about(path, "log.jsonl"), open(log, encoding="utf-8") as f:
+        return json.loads(f.readline())["settings"]
+
+
+def looks(path, files=(), rows=1) -> list[dict]:
+    """Of each task the first so many rows: what student and teacher see, and what both believe along the student's
+    greedy answer. Of a run twice, of the model that it began from and of its own. files: demonstrations; by default
+    those that the run was taught. The teacher is the student shown the demonstration, as the run showed it.
+
+    A row is what pages.as_page and as_text read: {"task", "place", "prompt", "right", "demonstration", "student_sees":
+    text, "teacher_sees": (text, what the teacher alone sees, text), "beliefs": [names], "answers": [{"when", "model",
+    "said", "grade", "tokens": see `look`}]}. Raises BadInput.
+    """
+    settings = settings_of(path)
+    model, tokenizer, _ = load_model(path, template_of(settings.get("template", "")))
     files = files or settings.get("demos")
     if not files:
         raise BadInput(f"{path}: of this model it is not known what it was taught; name a file behind it")
+    models = [("as it is", path, model)]
+    if settings.get("init"):
+        models = [("before training", settings["init"], load_model(settings["init"])[0]),
+                  ("after training", path, model)]
+    contrast, k = settings.get("contrast", 0), settings.get("shown", 0)
+    own = settings.get("against") == "own"
 
-    def word(token):
-        return printable(tokenizer.show([token])) or "(padding)"
+    found = []
+    for task in into_tasks(read_examples(files, tokenizer, model.config.context // 2), 0, 0):
+        examples = task.train[:rows]
+        shown = [following(e, task.train)[:k] for e in examples] if k else None
+        against = None
+        if contrast:
+            against = [next((o for o in following(e, task.train) if own or o.shown[1] != e.shown[1]), e)
+                       for e in examples]
+        if contrast and own:
+            # as before a task: what the model itself says to another prompt
+            said = answers(models[0][2], tokenizer, against)
+            against = [dataclasses.replace(o, demo=text) for o, text in zip(against, said)]
+        b = collate(examples, tokenizer, shown, against)
+        spoken = [m.generate(b.prompt, b.length, settings.get("max_new_tokens") or b.room, tokenizer.end, temperature=0)
+                  for _, _, m in models]
+        for i, e in enumerate(examples):
+            row = {"task": task.name, "place": e.place, "prompt": e.prompt, "right": e.answer,
+                   "demonstration": e.shown[1], "beliefs": BELIEFS[bool(contrast)], "answers": []}
+            row |= dict(zip(("student_sees", "teacher_sees"), both_seen(b, i, tokenizer)))
+            for (when, name, m), (response, mask) in zip(models, spoken):
+                ids = response[i, : mask[i].sum()]
+                text = tokenizer.decode(ids)
+                row["answers"].append({"when": when, "model": name, "said": text, "grade": grade(e, text),
+                                       "tokens": look(m, tokenizer, b, i, ids, contrast)})
+            found.append(row)
+    return found
 
-    for task in into_tasks(read_examples(files, tokenizer, student.config.context // 2), 0, 0):
-        b = collate(task.train[:1], tokenizer)
-        response, mask = student.generate(b.prompt, b.length, b.room, tokenizer.end)
-        with torch.no_grad():
-            student_logits = sdft.score(student, b.prompt, b.length, response)
-            teacher_logits = sdft.score(teacher, b.demo_prompt, b.demo_length, response)
-        kl = sdft.distill_loss(student_logits, teacher_logits, mask)
-        q, p = student_logits[0].softmax(-1), teacher_logits[0].softmax(-1)
-        print(f"\n{task.name}\n{both_prompts(task, tokenizer)}")
-        print(f"the student says   {tokenizer.decode(response[0])!r}")
-        print(f"KL(teacher ‖ student) = {kl:.2f} nats a token\n")
-        print(f"   {'token':12s} {'student':>8s} {'teacher':>8s}   what the teacher would rather say")
-        for t in range(int(mask.sum())):
-            token, best = int(response[0, t]), int(p[t].argmax())
-            print(f"   {word(token):12s} {q[t, token]:8.3f} {p[t, token]:8.3f}   {word(best):12s} {p[t, best]:.3f}")
+
+BELIEFS = [["student", "teacher"], ["student", "target", "teacher", "teacher, shown another"]]
+
+
+def following(example, train) -> list:
+    """The examples of other prompts, from the next one on, round and round."""
+    i = train.index(example)
+    return [e for e in train[i:] + train[:i] if e.prompt != example.prompt]
+
+
+def both_seen(b, i, tokenizer) -> tuple[str, tuple]:
+    """What the student sees of a row, and what the teacher sees, in three parts: the second is what they differ by."""
+    bare, behind = b.prompt[i, : b.length[i]].tolist(), b.demo_prompt[i, : b.demo_length[i]].tolist()
+    same = len(os.path.commonprefix([bare, behind]))
+    last = len(os.path.commonprefix([bare[same:][::-1], behind[same:][::-1]]))
+    cut = len(behind) - last
+    return tokenizer.show(bare), tuple(map(tokenizer.show, (behind[:same], behind[same:cut], behind[cut:])))
+
+
+@torch.no_grad()
+def look(model, tokenizer, b, i, response, contrast) -> list[dict]:
+    """What is believed at each token of an answer (R,) to the i-th row of a batch: {"word", "kl": KL(teacher ‖
+    student) in nats, "chances": [student's, teacher's] of the token, "beliefs": of each [(word, chance)] * 5}. With a
+    contrast the target stands in the teacher's place, and the teachers that it is made of behind it."""
+    seen = [(b.prompt, b.length), (b.demo_prompt, b.demo_length)]
+    if contrast:
+        seen.append((b.other_prompt, b.other_length))
+    logits = [sdft.score(model, prompt[i : i + 1], n[i : i + 1], response[None])[0].float() for prompt, n in seen]
+    if contrast:
+        # the student, of the same weights, is the bare teacher
+        logits.insert(1, contrasted(contrast, logits[1], logits[0], logits[2]))
+    kl = token_divergence(logits[0], logits[1]).tolist()
+    chances = torch.stack(logits).softmax(-1)                                                     # (2 or 4, R, V)
+    best, which = (x.tolist() for x in chances.topk(5))
+    words = []
+    for t, token in enumerate(response.tolist()):
+        beliefs = [[(word(tokenizer, w), p) for w, p in zip(ids[t], top[t])] for ids, top in zip(which, best)]
+        words.append({"word": word(tokenizer, token), "kl": kl[t], "chances": chances[:2, t, token].tolist(),
+                      "beliefs": beliefs})
+    return words
+
+
+def word(tokenizer, token) -> str:
+    """The text of a token, in it bytes that are no character as surrogateescape has them; "" of a row without one."""
+    try:
+        raw = tokenizer.encoding.decode_single_token_bytes(token) if token < tokenizer.n_vocab else b""
+    except KeyError:
+        raw = b""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def show(path, files=(), rows=1, page=""):
+    """Writes the looks at some rows into a page, or prints them: in colour on a terminal, unless NO_COLOR is set."""
+    found = looks(path, files, rows)
+    if page:
+        with replacing(page, encoding="utf-8") as f:
+            f.write(pages.as_page(found, provenance()))
+        print(f"wrote {page}")
+    else:
+        print(pages.as_text(found, sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
 
 
 def main():
@@ -428,14 +507,18 @@ def main():
     parser.add_argument("folder", nargs="?",
                         help="a folder of runs: print their table, write summary.json, draw forgetting.png")
     parser.add_argument("--ask", nargs=2, metavar=("RUN", "PROMPT"), help="answer a prompt with a run's student")
-    parser.add_argument("--show-teacher", nargs="+", metavar=("RUN", "FILE"),
-                        help="student and teacher on the first row of each task of some files (default: those that the "
-                             "run was taught)")
+    parser.add_argument("--show", nargs="+", metavar=("RUN", "FILE"),
+                        help="student and teacher, token by token, on the first row of each task of some files "
+                             "(default: those that the run was taught), before and after training")
+    parser.add_argument("--rows", type=int, default=1, help="rows of each task for --show (default: 1)")
+    parser.add_argument("--html", metavar="PAGE", default="", help="the file that --show writes: a page, from disk")
     args = parser.parse_args()
+    if not args.show and (args.html or args.rows != 1) or args.rows < 1:
+        parser.error("--html and --rows go with --show, and --rows is at least 1")
     if args.ask:
         print(ask(*args.ask))
-    elif args.show_teacher:
-        show_teacher(args.show_teacher[0], args.show_teacher[1:])
+    elif args.show:
+        show(args.show[0], args.show[1:], args.rows, args.html)
     elif args.folder:
         runs = read_runs(args.folder)
         if runs:

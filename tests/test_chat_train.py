@@ -77,8 +77,7 @@ def test_a_run_leaves_a_folder_that_transformers_loads(here, options):
     torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained("a/model").decode(ids[0]) == tokenizer.show(ids[0].tolist())
     # the teacher is another model, in the checkpoint
-    student, teacher = (both.state_dict() for both in evaluate.load_both("a")[:2])
-    assert equal(teacher, saved_by("a", "teacher")) and not equal(teacher, weights) and equal(student, weights)
+    assert not equal(saved_by("a", "teacher"), weights)
     assert isinstance(evaluate.ask("a", "What is town 3?"), str)
     assert len(result["kept"]) == len(result["open_words"]) == 3 and result["open_words"][0] > 0
     assert 0 < result["saving_seconds"] < result["wall_seconds"]
@@ -182,18 +181,18 @@ def test_a_new_run_takes_the_place_of_an_old_model_but_not_of_its_own_start(here
 
 def test_a_chat_model_is_shown_as_student_and_teacher(here, capsys):
     run("--out", "a")
-    evaluate.show_teacher("a", ["capitals.jsonl"])
+    evaluate.show("a", ["capitals.jsonl"])
     said = capsys.readouterr().out
     assert "the teacher sees   <|im_start|>system" in said and "nats a token" in said
-    evaluate.show_teacher("a")                             # what it was taught, in its own words
+    evaluate.show("a")                                     # what it was taught, in its own words
     assert "Now answer with a response of your own" in capsys.readouterr().out
     run("--out", "b", "--template", "{demo} then {prompt}")
-    evaluate.show_teacher("b")
+    evaluate.show("b")
     assert "It is Paris. then What is town 0?" in capsys.readouterr().out
-    evaluate.show_teacher("base", ["capitals.jsonl"])      # student and teacher are one
+    evaluate.show("base", ["capitals.jsonl"])
     assert "the student says" in capsys.readouterr().out
     with pytest.raises(BadInput, match="name a file behind it"):
-        evaluate.show_teacher("base")
+        evaluate.show("base")
 
 
 def test_a_run_that_has_not_learned_its_first_task_is_gone_on_with(here, monkeypatch):

@@ -2,14 +2,13 @@
 import copy
 import json
 import math
-import re
 
 import numpy as np
 import pytest
 import torch
 
 import eval as evaluate
-from conftest import VOCAB_SIZE, random_gpt, write_world
+from conftest import VOCAB_SIZE, random_gpt
 from data import Example, Task, collate
 from runs import BadInput, load_checkpoint, write_json
 
@@ -237,10 +236,9 @@ def test_a_file_that_is_no_checkpoint_ends_with_one_line(tmp_path, tokenizer, co
         torch.save({"settings": Boom(), "student": {}, "teacher": {}}, path)
     else:
         path.write_bytes(content)
-    for load, given in (load_checkpoint, path), (evaluate.load_both, tmp_path), (evaluate.show_teacher, tmp_path):
-        with pytest.raises(BadInput) as e:
-            load(str(given))
-        assert len(e.value.args) == 1 and str(path) in str(e.value) and "\n" not in str(e.value) and not Boom.ran
+    with pytest.raises(BadInput) as e:
+        load_checkpoint(str(path))
+    assert len(e.value.args) == 1 and str(path) in str(e.value) and "\n" not in str(e.value) and not Boom.ran
 
 
 class Boom:
@@ -251,49 +249,25 @@ class Boom:
         return (exec, ("import test_eval; test_eval.Boom.ran = True",))
 
 
-def save_run(folder, words, **state):
-    """A run of two models that nobody has trained: the student in its model/, both in its checkpoint."""
-    student, teacher = random_gpt(0), random_gpt(1)
+def save_run(folder, words):
+    """What a run leaves of a model that nobody has trained."""
+    student = random_gpt(0)
     student.save_pretrained(folder / "model", files=words.files())
-    both = {"student": student.state_dict(), "teacher": teacher.state_dict()}
-    torch.save({"settings": {}} | both | state, folder / "checkpoint.pt")
-    return student, teacher
+    return student
 
 
-def same(model, saved) -> bool:
-    return model.config == saved.config and all(
-        torch.equal(w, saved.state_dict()[name]) for name, w in model.state_dict().items())
-
-
-def test_a_run_is_a_student_a_teacher_and_their_tokenizer(tmp_path, tokenizer):
-    student, teacher = save_run(tmp_path, tokenizer, settings={"lr": 1.0})
+def test_a_runs_model_and_its_tokenizer(tmp_path, tokenizer):
+    student = save_run(tmp_path, tokenizer)
     for path in (tmp_path, tmp_path / "model"):
         model, words, pretraining = evaluate.load_model(str(path))
-        assert same(model, student) and not model.training and pretraining == {}
+        assert model.config == student.config and not model.training and pretraining == {}
+        assert all(torch.equal(w, student.state_dict()[name]) for name, w in model.state_dict().items())
         assert words.files() == tokenizer.files()
-    *models, words, settings = evaluate.load_both(str(tmp_path))
-    assert same(models[0], student) and same(models[1], teacher) and settings == {"lr": 1.0}
-    # of a model alone both are that, each its own
-    *models, words, settings = evaluate.load_both(str(tmp_path / "model"))
-    assert same(models[0], student) and same(models[1], student) and models[0] is not models[1] and settings == {}
-    # the checkpoint of a stopped pretraining has no teacher
-    torch.save({"settings": {}, "student": teacher.state_dict()}, tmp_path / "checkpoint.pt")
-    assert same(evaluate.load_both(str(tmp_path))[0], student)
-
-
-@pytest.mark.parametrize("weights", [
-    {}, [], {"embed.weight": 1.0}, random_gpt(n_layer=1).state_dict(), random_gpt(n_embd=16).state_dict()])
-@pytest.mark.parametrize("which", ["student", "teacher"])
-def test_a_checkpoint_of_another_model(tmp_path, tokenizer, which, weights):
-    save_run(tmp_path, tokenizer, **{which: weights})
-    with pytest.raises(BadInput, match="checkpoint.pt: of another model than that in .*; remove the one that") as e:
-        evaluate.show_teacher(str(tmp_path))
-    assert len(e.value.args) == 1 and "\n" not in str(e.value)
 
 
 def test_no_model_and_none_yet(tmp_path, tokenizer):
     for path in (tmp_path, tmp_path / "none", tmp_path / "a\0b"):
-        for ask in (evaluate.load_model, evaluate.show_teacher, lambda path: evaluate.ask(path, "tanu")):
+        for ask in (evaluate.load_model, evaluate.looks, lambda path: evaluate.ask(path, "tanu")):
             with pytest.raises(BadInput, match="no model there.*; check the path, or make .* lab/pretrain.py") as e:
                 ask(str(path))
             assert len(e.value.args) == 1 and str(e.value).startswith(f"{path}: ")
@@ -347,27 +321,3 @@ def test_ask_refuses_what_does_not_fit(tmp_path, tokenizer):
     assert isinstance(evaluate.ask(str(tmp_path), "zorp: c a d b"), str)
     with pytest.raises(BadInput, match="does not fit the context of 256"):
         evaluate.ask(str(tmp_path), "x " * 300)
-
-
-def test_what_student_and_teacher_see_is_shown(tmp_path, tokenizer, capsys, monkeypatch):
-    demos = write_world(tmp_path)[1:3]                     # of two tasks
-    save_run(tmp_path, tokenizer, settings={"demos": demos})
-    for files in ([], demos):
-        monkeypatch.setattr("sys.argv", ["eval.py", "--show-teacher", str(tmp_path), *files])
-        evaluate.main()
-        said = capsys.readouterr().out
-        for path in demos:
-            with open(path) as f:
-                first = json.loads(f.readline())
-            bare = f"<|prompt|> {first['prompt']}<|answer|>"
-            behind = f"<|demo|> {first['prompt']}<|answer|> {first['response']}<|end|>{bare}"
-            assert f"the student sees   {bare}\nthe teacher sees   {behind}\nthe student says   '" in said
-        assert said.count("KL(teacher ‖ student) = ") == 2 and "what the teacher would rather say" in said
-        rows = re.findall(r" ([01]\.\d{3}) +([01]\.\d{3})   .+? ([01]\.\d{3})$", said, re.M | re.S)
-        assert len(rows) >= 2 and all(float(p) <= float(most) <= 1 for _, p, most in rows)
-
-
-def test_a_base_model_was_taught_nothing_that_could_be_shown(tmp_path, tokenizer):
-    save_run(tmp_path, tokenizer)
-    with pytest.raises(BadInput, match="of this model it is not known what it was taught; name a file behind it"):
-        evaluate.show_teacher(str(tmp_path))
