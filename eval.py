@@ -429,8 +429,10 @@ def looks(path, files=(), rows=1) -> list[dict]:
         spoken = [m.generate(b.prompt, b.length, settings.get("max_new_tokens") or b.room, tokenizer.end, temperature=0)
                   for _, _, m in models]
         for i, e in enumerate(examples):
-            row = {"task": task.name, "place": e.place, "prompt": e.prompt, "right": e.answer,
-                   "demonstration": e.shown[1], "beliefs": BELIEFS[bool(contrast)], "answers": []}
+            # a market's answer is a list
+            right = e.answer if isinstance(e.answer, str) else e.response
+            row = {"task": task.name, "place": e.place, "prompt": e.prompt, "right": right, "demonstration": e.shown[1],
+                   "beliefs": BELIEFS[bool(contrast)], "answers": []}
             row |= dict(zip(("student_sees", "teacher_sees"), both_seen(b, i, tokenizer)))
             for (when, name, m), (response, mask) in zip(models, spoken):
                 ids = response[i, : mask[i].sum()]

@@ -147,9 +147,12 @@ def test_a_page_has_the_numbers_of_the_looks(tmp_path, tokenizer, monkeypatch, c
 
 
 def test_of_a_model_alone_one_answer_is_shown(tmp_path, tokenizer):
-    _, demos = a_run(tmp_path, tokenizer)
-    (row, _) = evaluate.looks(str(tmp_path / "base"), demos)
+    a_run(tmp_path, tokenizer)
+    *_, market, _ = write_world(tmp_path / "more", tasks=3)[1:5]
+    (row,) = evaluate.looks(str(tmp_path / "base"), [market])
     assert [a["when"] for a in row["answers"]] == ["as it is"]
+    # the answer of this task is a list
+    assert row["right"] == row["demonstration"] and row["demonstration"] in pages.as_page([row], ABOUT)
     with pytest.raises(BadInput, match="of this model it is not known what it was taught; name a file behind it"):
         evaluate.looks(str(tmp_path / "base"))
 
