@@ -1,6 +1,7 @@
 """Measure: accuracy of a model, the metrics of continual learning, tables and pictures made from runs on disk.
 
     python eval.py out/demo                                         the table of the runs in a folder, and their picture
+    python eval.py out/demo --report report.html                    all that they found, in a page (or .md)
     python eval.py --ask out/demo/sdft "tanu: c a d b"              what a trained model answers
     python eval.py --show out/demo/sdft --html page.html            what student and teacher see, say and believe
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 import pages
+import report
 import sdft
 from chat import OFFICIAL, ChatTokenizer, about, template_of
 from data import VOICED, WordTokenizer, collate, grade, in_own_voice, into_tasks, read_examples
@@ -114,7 +116,7 @@ class Probe:
                  most=128):
         self.tokenizer, self.tasks, self.bf16 = tokenizer, tasks, bf16
         self.keep, self.reading, self.neighbours, self.open_prompts = keep, reading, neighbours, open_prompts
-        self.right_before = {}                             # which of `keep` and `neighbours`, before the first task
+        self.asked = []                                    # what was said before the first task, and last; see `ask`
         self.trained_on = [spread(task.train, most) for task in tasks]
         self.kinds = np.array([e.task for e in keep])
         low = bf16_copy(base) if bf16 else None
@@ -124,32 +126,44 @@ class Probe:
     def measure(self, model, learned: int) -> dict:
         """The figures of a model that has learned the first so many tasks."""
         whole, model = model, bf16_copy(model) if self.bf16 else model
-        said = answers(model, self.tokenizer, self.keep)
-        right = np.array([grade(e, a) for e, a in zip(self.keep, said)])
-        beside = np.array(grades(model, self.tokenizer, self.neighbours))
-        if learned == 0:
-            self.right_before = {"keep": (right == 1).tolist(), "neighbours": (beside == 1).tolist()}
-        words = [len(text.split()) for text in answers(model, self.tokenizer, self.open_prompts, room=OPEN)]
         # all of the base; then what is seen, and the next
-        asked = len(self.tasks) if learned == 0 else learned + 1
-
-        def right_of(examples, shown=False):
-            return accuracy(model, self.tokenizer, examples, shown)
-
+        known = len(self.tasks) if learned == 0 else learned + 1
+        if learned == 0:
+            self.asked = []
+        R = [mean(self.ask(model, f"task {j + 1}", task.test)[1]) if j < known else float("nan")
+             for j, task in enumerate(self.tasks)]
+        said, right, before = self.ask(model, "keep", self.keep)
+        _, beside, beside_before = self.ask(model, "neighbours", self.neighbours)
+        spoken, *_ = self.ask(model, "open", self.open_prompts, room=OPEN)
         return {
-            "R": [right_of(task.test) if j < asked else float("nan") for j, task in enumerate(self.tasks)],
-            "learned": right_of(self.trained_on[max(learned - 1, 0)]),
+            "R": R,
+            "learned": accuracy(model, self.tokenizer, self.trained_on[max(learned - 1, 0)]),
             "base_accuracy": mean(right),
-            "kept": mean(right[self.right_before["keep"]]) if len(right) else float("nan"),
-            "open_words": mean(words),
+            "kept": mean(right[before == 1]),
+            "open_words": mean([len(text.split()) for text in spoken]),
             "base_by_kind": {kind: mean(right[self.kinds == kind]) for kind in dict.fromkeys(self.kinds.tolist())},
             "voice": mean([in_own_voice(a) for e, a in zip(self.keep, said) if e.grader in VOICED]),
-            "teacher_accuracy": right_of(self.reading, shown=True),
+            "teacher_accuracy": accuracy(model, self.tokenizer, self.reading, shown=True),
             "neighbours": mean(beside),
-            "neighbours_kept": mean(beside[self.right_before["neighbours"]]) if len(beside) else float("nan"),
+            "neighbours_kept": mean(beside[beside_before == 1]),
             "drift_base": self.drift_keep(whole),
             "drift_new": self.drift_new[max(learned - 1, 0)](whole),
         }
+
+
+    def ask(self, model, of, examples, room=0):
+        """Greedy answers, their grades (N,), and the grades (N,) before the first task. Of each `asked` keeps a row:
+        {"of": "task 1", ..., "keep", "neighbours" or "open", "task", "prompt", "right", "said": [before, last],
+        "grade": [before, last]}."""
+        said = answers(model, self.tokenizer, examples, room=room)
+        rows = [row for row in self.asked if row["of"] == of]
+        if not rows:
+            rows = [{"of": of, "task": e.task, "prompt": e.prompt, "right": e.answer, "said": [], "grade": []}
+                    for e in examples]
+            self.asked += rows
+        for row, example, text in zip(rows, examples, said):
+            row["said"][1:], row["grade"][1:] = [text], [grade(example, text)]
+        return said, np.array([row["grade"][-1] for row in rows]), np.array([row["grade"][0] for row in rows])
 
 
 def continual_metrics(R) -> dict:
@@ -504,10 +518,34 @@ def show(path, files=(), rows=1, page=""):
         print(pages.as_text(found, sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
 
 
+def tabulate(folder):
+    runs = read_runs(folder)
+    if runs:
+        print(table(summary(runs)["methods"]))
+        write_json(os.path.join(folder, "summary.json"), summary(runs))
+        draw(runs, picture := os.path.join(folder, "forgetting.png"))
+        print(f"in percent; wrote {picture}" if os.path.exists(picture) else "in percent")
+
+
+def write_report(folders, path):
+    """What runs have found, as a page, or where the path ends so as Markdown, with its pictures beside it."""
+    found = report.blocks(report.read(folders), provenance())
+    folder, name = os.path.split(path)
+    files = {name: report.as_html(found)}
+    if name.endswith(".md"):
+        files[name], pictures = report.as_markdown(found, name.removesuffix(".md"))
+        files |= pictures
+    for file, text in files.items():
+        with replacing(os.path.join(folder, file), encoding="utf-8") as f:
+            f.write(text)
+    print(f"wrote {path}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?",
+    parser.add_argument("folders", nargs="*",
                         help="a folder of runs: print their table, write summary.json, draw forgetting.png")
+    parser.add_argument("--report", metavar="FILE", help="a report of runs, or of folders of runs: a page, or .md")
     parser.add_argument("--ask", nargs=2, metavar=("RUN", "PROMPT"), help="answer a prompt with a run's student")
     parser.add_argument("--show", nargs="+", metavar=("RUN", "FILE"),
                         help="student and teacher, token by token, on the first row of each task of some files "
@@ -521,13 +559,11 @@ def main():
         print(ask(*args.ask))
     elif args.show:
         show(args.show[0], args.show[1:], args.rows, args.html)
-    elif args.folder:
-        runs = read_runs(args.folder)
-        if runs:
-            print(table(summary(runs)["methods"]))
-            write_json(os.path.join(args.folder, "summary.json"), summary(runs))
-            draw(runs, picture := os.path.join(args.folder, "forgetting.png"))
-            print(f"in percent; wrote {picture}" if os.path.exists(picture) else "in percent")
+    elif args.folders and args.report:
+        write_report(args.folders, args.report)
+    elif args.folders:
+        for folder in args.folders:
+            tabulate(folder)
     else:
         parser.error("nothing to do: name a folder of runs, or one of the options")
 

@@ -32,7 +32,7 @@ from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
 from runs import (MANY, BadInput, Log, check_options, check_out, ends_in_one_line, find_device, flag, given_options,
                   load_checkpoint, locked, option, provenance, quoted, random_states, remove, remove_model, save,
-                  set_random_states, set_up_machine, write_json)
+                  set_random_states, set_up_machine, write_json, write_rows)
 
 SDFT = {"method": ["sdft"]}       # the options that mean something there alone
 TEXT_GRADERS = [name for name in GRADERS if name not in OF_RETURNS]
@@ -239,6 +239,7 @@ def learn(config: Config, run) -> dict:
 
     result = result_of(run)
     path = os.path.join(os.path.dirname(run.path), "result.json")
+    write_rows(os.path.join(os.path.dirname(run.path), "answers.jsonl"), run.probe.asked)
     write_json(path, result)
     log.say("what was learned, and what is left:\n" + changes(result))
     log.say(f"wrote {path}")
@@ -690,7 +691,7 @@ def checkpoint(run):
         "optimizer": run.optimizer.state_dict(),
         "good": run.guard.good,
         "penalty": run.penalty.state(),
-        "right_before": run.probe.right_before,
+        "asked": run.probe.asked,
         "before": run.before,
         "own": [e.shown[1] for e in run.own],
         "history": dataclasses.asdict(run.history),
@@ -706,7 +707,7 @@ def go_on(run, saved):
     """Puts a run where its checkpoint was written."""
     for module, name in ((run.student, "student"), (run.teacher, "teacher"), (run.optimizer, "optimizer")):
         module.load_state_dict(saved[name])
-    run.guard.good, run.probe.right_before, run.before = saved["good"], saved["right_before"], saved["before"]
+    run.guard.good, run.probe.asked, run.before = saved["good"], saved["asked"], saved["before"]
     run.history = History(**saved["history"])
     run.task, run.step, run.recent, run.rate = (saved[k] for k in ("task", "step", "recent", "rate"))
     if run.task < len(run.lessons.tasks):
@@ -814,7 +815,7 @@ def main(argv=None):
         if not config.resume:
             # after a kill, --resume would go on with an older run
             remove_model(config.out)
-            remove(config.out, "checkpoint.pt", "result.json")
+            remove(config.out, "checkpoint.pt", "result.json", "answers.jsonl")
         learn(config, begin(config, lessons))
 
 

@@ -119,7 +119,17 @@ def test_a_probe_measures_what_was_learned_what_was_kept_and_what_comes_next(wor
     # the one neighbour that was right at first
     still = evaluate.grades(base, tokenizer, neighbours[:1])
     assert found["neighbours_kept"] == 1 and probe.measure(base, 1)["neighbours_kept"] == still[0] == 0
-    assert probe.measure(base, 0)["drift_base"] == 0
+    # what was said first and last, to each
+    first, last = (evaluate.answers(m, tokenizer, keep) for m in (gpt, base))
+    kept = [row for row in probe.asked if row["of"] == "keep"]
+    assert [row["said"] for row in kept] == [list(pair) for pair in zip(first, last)]
+    assert [row["grade"] for row in kept] == [[evaluate.grade(e, a) for a in pair]
+                                              for e, pair in zip(keep, zip(first, last))]
+    assert [(row["task"], row["prompt"], row["right"]) for row in kept] == [(e.task, e.prompt, e.answer) for e in keep]
+    assert {row["of"]: len(row["said"]) for row in probe.asked} == {
+        "task 1": 2, "task 2": 2, "task 3": 2, "task 4": 2, "keep": 2, "neighbours": 2, "open": 2}
+    assert len(probe.asked) == sum(len(t.test) for t in tasks) + len(keep) + len(neighbours) + len(open_prompts)
+    assert probe.measure(base, 0)["drift_base"] == 0 and all(len(row["said"]) == 1 for row in probe.asked)
 
 
 def test_of_many_demonstrations_a_probe_asks_some_from_all_over(world, tokenizer):

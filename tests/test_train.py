@@ -164,7 +164,7 @@ def test_off_policy_trains_on_what_the_teacher_says(here, monkeypatch, tokenizer
         return generate(self, prompt, *args, **kwargs)
 
     class NoProbe:
-        right_before = None
+        asked = ()
 
         def __init__(self, *_):
             pass
