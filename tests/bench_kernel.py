@@ -9,7 +9,9 @@ loss beside the loss on whole logits.
 """
 import argparse
 import functools
+import itertools
 import json
+import math
 import os
 import platform
 import resource
@@ -28,6 +30,10 @@ KINDS = ("forward", "reverse", "jsd")
 # Of the linear loss on a CPU: its size, and the chunks by vocabulary; 0 is the loss on whole logits.
 N, D = 2048, 128
 CHUNKS = {50257: (0, 128, 256, 512, 1024), 8192: (0, 256), 1024: (0, 256)}
+
+# Of the operator on a GPU: methods, vocabularies (GPT-2's padded, Llama 3's, Qwen's, GPT-2's as it is), tokens.
+METHODS = ("kernel", "eager", "liger", "compiled")
+COLUMNS, TOKENS = (50304, 128256, 151936, 50257), (8192, 2048)
 
 
 def logits(rows, columns, noise, **options):
@@ -119,18 +125,36 @@ def bench_cpu(rounds=3):
 
 # ---- GPU ----
 
-def milliseconds(function, rounds=20):
-    for _ in range(3):
+def milliseconds(function, device="cuda", seconds=0.3, most=20):
+    """Median time of a call, after two to warm up: of at most `most` calls, at least 3, in about so many seconds.
+
+    On a GPU by its own clock, and it is waited for at the end alone: what Python takes to launch a call then hides
+    behind the call before.
+    """
+    function()
+    wait(device)
+    start = time.perf_counter()
+    function()
+    wait(device)
+    rounds = max(3, min(most, int(seconds / (time.perf_counter() - start))))
+    if torch.device(device).type == "cpu":
+        times = [time.perf_counter()]
+        for _ in range(rounds):
+            function()
+            times.append(time.perf_counter())
+        return 1e3 * statistics.median(b - a for a, b in zip(times, times[1:]))
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
+    events[0].record()
+    for event in events[1:]:
         function()
-    times = []
-    for _ in range(rounds):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        function()
-        end.record()
+        event.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in zip(events, events[1:]))
+
+
+def wait(device):
+    if torch.device(device).type != "cpu":
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
 
 
 def liger_jsd(kind):
@@ -146,55 +170,83 @@ def liger_jsd(kind):
     return lambda s, t: loss(s.float().log_softmax(-1), t.float().log_softmax(-1))
 
 
-def copy_bandwidth():
-    """GB/s of a plain copy, reading and writing."""
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+def method(name, kind):
+    """A function of both logits -> (N,), or Liger's scalar; None for what is not installed."""
+    def plain(s, t):
+        return divergence_reference(s.float(), t.float(), kind)
+
+    if name == "compiled":
+        # a graph for each kind and width: kept, they would soon be too many, and torch would compile no more
+        torch._dynamo.reset()
+        return torch.compile(plain)
+    return {"kernel": lambda s, t: token_divergence(s, t, kind), "eager": plain, "liger": liger_jsd(kind)}[name]
+
+
+def copy_bandwidth(device="cuda", size=2**30):
+    """GB/s of a plain copy of `size` bytes, reading and writing."""
+    source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * 2**30 / milliseconds(functools.partial(target.copy_, source)) / 1e6
+    return 2 * size / milliseconds(functools.partial(target.copy_, source), device) / 1e6
 
 
-def bench_gpu():
-    bandwidth = copy_bandwidth()
-    print(f"copy {bandwidth:.0f} GB/s; {'no Liger' if liger_jsd('jsd') is None else 'Liger is installed'}\n")
-    print("   divergence  dtype        V       N   method       ms    of copy   peak / inputs")
-    rows = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for columns in (512, 4096, 32000, 50257, 50304, 128256, 262144):
-            tokens = max(64, 2**28 // columns)
-            student, teacher = logits(tokens, columns, 1.0, device="cuda", dtype=dtype)
-            weight = torch.rand(tokens, device="cuda")
-            size = student.numel() * student.element_size()
-            for kind in KINDS:
-                torch._dynamo.reset()
+def measured(function, student, teacher, weight, bandwidth):
+    """Of one method at one size: milliseconds of forward and backward, the share of the copy's speed, and the peak of
+    memory beside what was there, over both inputs (None on a CPU)."""
+    device, size = student.device, student.numel() * student.element_size()
+    run = functools.partial(forward_backward, function, student, teacher, weight)
+    ms, peak = milliseconds(run, device), None
+    if student.is_cuda:
+        student.grad = None
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        peak = (torch.cuda.max_memory_allocated() - before) / (2 * size)
+    return {"ms": ms, "share_of_copy": 3 * size / ms / 1e6 / bandwidth, "peak_over_inputs": peak}
 
-                def plain(s, t, kind=kind):
-                    return divergence_reference(s.float(), t.float(), kind)
 
-                methods = {
-                    "kernel": lambda s, t, kind=kind: token_divergence(s, t, kind),
-                    "eager": plain,
-                    "compiled": torch.compile(plain),
-                    "liger": liger_jsd(kind),
-                }
-                for name, function in methods.items():
-                    if function is None:
-                        continue
-                    try:
-                        ms = milliseconds(functools.partial(forward_backward, function, student, teacher, weight))
-                        student.grad = None
-                        torch.cuda.reset_peak_memory_stats()
-                        before = torch.cuda.memory_allocated()
-                        forward_backward(function, student, teacher, weight)
-                        peak = (torch.cuda.max_memory_allocated() - before) / (2 * size)
-                    except torch.cuda.OutOfMemoryError:
-                        print(f"   {kind} {dtype} {columns} {name}: out of memory")
-                        continue
-                    share = 3 * size / ms / 1e6 / bandwidth
-                    case = {"divergence": kind, "dtype": str(dtype)[6:], "V": columns, "N": tokens, "method": name}
-                    rows.append(case | {"ms": ms, "share_of_copy": share, "peak_over_inputs": peak})
-                    print(f"   {kind:<11}{str(dtype)[6:]:<9}{columns:>7}{tokens:>8}   "
-                          f"{name:<9}{ms:7.2f}{share:9.2f}{peak:12.2f}")
-    return {"copy_gb_per_s": bandwidth, "liger": liger_jsd("jsd") is not None, "rows": rows}
+def bench_gpu(device="cuda", columns=COLUMNS, tokens=TOKENS, copied=2**30, seconds=math.inf,
+              keep=lambda results: None):
+    """Every method, type, vocabulary, divergence and number of tokens, until `seconds` are over; the most important
+    method comes first, the one that has to be compiled last. keep(results) is called after each row. A method that
+    fails, out of memory for one, leaves its error in its row. A compiled graph serves all numbers of tokens."""
+    ends = time.perf_counter() + seconds
+    bandwidth = copy_bandwidth(device, copied)
+    results = {"copy_gb_per_s": bandwidth, "liger": liger_jsd("jsd") is not None, "skipped": 0, "rows": []}
+    print(f"copy {bandwidth:.0f} GB/s; {'Liger is installed' if results['liger'] else 'no Liger'}\n")
+    print("   divergence  dtype        V       N   method       ms    of copy   peak / inputs", flush=True)
+    cases = itertools.product(METHODS, (torch.float32, torch.bfloat16), columns, KINDS)
+    for name, dtype, V, kind in cases:
+        if (function := method(name, kind)) is None:
+            continue
+        for N in tokens:
+            if time.perf_counter() > ends:
+                results["skipped"] += 1
+                continue
+            case = {"divergence": kind, "dtype": str(dtype)[6:], "V": V, "N": N, "method": name}
+            try:
+                student, teacher = logits(N, V, 1.0, device=device, dtype=dtype)
+                for x in (student, teacher):
+                    torch._dynamo.maybe_mark_dynamic(x, 0)
+                case |= measured(function, student, teacher, torch.rand(N, device=device), bandwidth)
+            except Exception as e:
+                # of whichever compiler or allocator
+                case["error"] = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"[:200]
+            student = teacher = None
+            results["rows"].append(case)
+            keep(results)
+            print(row_of(case), flush=True)
+    if results["skipped"]:
+        print(f"   the time is up: {results['skipped']} cases were skipped")
+    return results
+
+
+def row_of(case):
+    """A row of bench_gpu as a line."""
+    text = f"   {case['divergence']:<11}{case['dtype']:<9}{case['V']:>7}{case['N']:>8}   {case['method']:<9}"
+    if "error" in case:
+        return text + f"   {case['error']}"
+    peak = "" if case["peak_over_inputs"] is None else f"{case['peak_over_inputs']:12.2f}"
+    return text + f"{case['ms']:7.2f}{case['share_of_copy']:9.2f}{peak}"
 
 
 def main():
