@@ -1,6 +1,7 @@
 # make demo      pretrain a small GPT, write ten tasks as files, teach them by three methods, print a table, draw a picture
 # make smollm2   fetch a real chat model, teach it invented facts by three methods, table, answers, picture
 # make test      the form of the code, and all tests
+# make gpu       where a GPU is: the tests marked gpu, the kernel, steps of five models, a short demo (eight minutes; with PYTHON)
 # make evidence  every run behind the figures of lab/README.md, two at a time (hours; QUICK=1: minutes), and the figures again
 #
 # SEED draws the world; OUT is the folder of the runs; BASE, WORLD and ARGS are further options of lab/pretrain.py, lab/world.py
@@ -17,7 +18,7 @@ OF := $(if $(filter-out 0,$(SEED)),-$(SEED))
 FILES := --init out/base$(OF) --demos out/world$(OF)/tasks/*.jsonl --keep out/world$(OF)/keep.jsonl \
          --reading out/world$(OF)/reading.jsonl --neighbours out/world$(OF)/neighbours.jsonl
 
-.PHONY: demo smollm2 test evidence
+.PHONY: demo smollm2 test gpu evidence
 
 .venv/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -59,3 +60,7 @@ endif
 test: .venv/ready
 	.venv/bin/ruff check .
 	$(PY) -m pytest -q -n auto --dist loadfile tests
+
+# The machine's own Python: a torch that fits its driver is there, and nothing need be installed.
+gpu:
+	$(PYTHON) tests/gpu.py
