@@ -206,7 +206,7 @@ def measured(function, student, teacher, weight, bandwidth):
 
 def bench_gpu(device="cuda", columns=COLUMNS, tokens=TOKENS, copied=2**30, seconds=math.inf,
               keep=lambda results: None):
-    """Every method, type, vocabulary, divergence and number of tokens, until `seconds` are over; the most important
+    """Every method, vocabulary, type, divergence and number of tokens, until `seconds` are over; the most important
     method comes first, the one that has to be compiled last. keep(results) is called after each row. A method that
     fails, out of memory for one, leaves its error in its row. A compiled graph serves all numbers of tokens."""
     ends = time.perf_counter() + seconds
@@ -214,8 +214,7 @@ def bench_gpu(device="cuda", columns=COLUMNS, tokens=TOKENS, copied=2**30, secon
     results = {"copy_gb_per_s": bandwidth, "liger": liger_jsd("jsd") is not None, "skipped": 0, "rows": []}
     print(f"copy {bandwidth:.0f} GB/s; {'Liger is installed' if results['liger'] else 'no Liger'}\n")
     print("   divergence  dtype        V       N   method       ms    of copy   peak / inputs", flush=True)
-    cases = itertools.product(METHODS, (torch.float32, torch.bfloat16), columns, KINDS)
-    for name, dtype, V, kind in cases:
+    for name, V, dtype, kind in itertools.product(METHODS, columns, (torch.float32, torch.bfloat16), KINDS):
         if (function := method(name, kind)) is None:
             continue
         for N in tokens:
