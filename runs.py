@@ -9,7 +9,6 @@ import ctypes
 import dataclasses
 import fcntl
 import functools
-import io
 import json
 import os
 import platform
@@ -271,11 +270,12 @@ def write_rows(path, rows):
 
 def save(path, value):
     """A checkpoint: tensors and plain values."""
-    buffer = io.BytesIO()
-    # in memory first: writing then fails with a plain OSError
-    torch.save(value, buffer)
     with replacing(path, "wb") as f:
-        f.write(buffer.getbuffer())
+        try:
+            torch.save(value, f)
+        except RuntimeError as e:
+            # torch closes its archive behind a write that failed, and says that alone
+            raise e.__context__ if isinstance(e.__context__, OSError) else e
         f.flush()
         os.fsync(f.fileno())
 
@@ -321,8 +321,9 @@ def load_checkpoint(path) -> dict:
 
 
 def random_states(rng) -> dict:
-    of_torch = {"torch_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
-    return {"python_rng": rng.getstate()} | of_torch
+    # to ask a GPU that is not at work would wake it
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"python_rng": rng.getstate(), "torch_rng": torch.get_rng_state(), "cuda_rng": cuda}
 
 
 def set_random_states(rng, saved):
