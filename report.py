@@ -284,7 +284,7 @@ TABLES = """
 table.report { border-collapse: collapse; font-size: .875rem; } .wide { overflow-x: auto; }
 .report th, .report td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0; min-width: 4.5rem;
   max-width: 22rem; border-bottom: 1px solid var(--line); overflow-wrap: break-word; unicode-bidi: plaintext; }
-figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; } svg { min-width: 30rem; max-width: 100%; height: auto; }
 """
 
 
@@ -304,7 +304,8 @@ def as_html(found) -> str:
             parts.append(f'<figure><div class="wide" tabindex="0"><table class="report">\n{said}</table></div>\n'
                          f"<figcaption>{code(caption)}</figcaption></figure>")
         elif kind == "picture":
-            parts.append(f"<figure>{said[0]}<figcaption>{code(said[1])}</figcaption></figure>")
+            parts.append(f'<figure><div class="wide" tabindex="0">{said[0]}</div>\n'
+                         f"<figcaption>{code(said[1])}</figcaption></figure>")
         else:
             tag = {"heading": "h2", "text": "p"}[kind]
             parts.append(f"<{tag}>{code(said[0])}</{tag}>")
