@@ -234,9 +234,10 @@ def blocks(methods: dict, about) -> list:
     rows = [["base", *(written((base[c], None, None), c) for c in columns)],
             ["ceiling", *(written((ceiling, None, None), c) if c == "learned" else "–" for c in columns)]]
     rows += [[method, *(written(row[c], c) for c in columns)] for method, row in cells.items()]
-    several = any(len(seeds) > 1 for seeds in methods.values())
-    how = ("over seeds (Student's t)" if several else
-           "over the questions (a bootstrap; of one seed, so nothing is known about others)")
+    kinds = {"over seeds (Student's t)": [m for m, seeds in methods.items() if len(seeds) > 1],
+             "over the questions (a bootstrap; of one seed, so nothing is known about others)":
+                 [m for m, seeds in methods.items() if len(seeds) == 1]}
+    how = "; ".join(f"{kind} for {', '.join(of)}" for kind, of in kinds.items() if of)
     found = [("heading", "What was learned, and what it cost"), ("table", ["method", *columns], rows, source),
              ("text", f"In brackets: 95 % intervals, {how}. Seeds: " + ", ".join(
                  f"{method} {len(seeds)}" for method, seeds in methods.items()) + ". Ceiling: right answers of the "

@@ -81,6 +81,11 @@ def test_several_seeds_have_intervals_over_seeds(tmp_path):
     pairs, _ = table_of(found, "More or less than sdft")
     assert pairs["sft"]["learned"] == f"-0.30 [{-0.3 - half:+.2f}, {-0.3 + half:+.2f}]"
     assert len(table_of(found, "The runs")[0]) == 2 and len(found[-1][2]) == 6
+    # each method by what there is of it
+    a_run(tmp_path / "0" / "other")
+    found = report.blocks(report.read([str(tmp_path / str(seed)) for seed in range(3)]), ABOUT)
+    assert "over seeds (Student's t) for sdft, sft; over the questions" in found[2][1]
+    assert "about others) for other. Seeds" in found[2][1]
 
 
 @pytest.mark.parametrize("values, half", [([0.8, 0.9, 0.7], 4.303 * 0.1 / 3**0.5), ([1.0, 0.0], 12.706 * 0.5)])
