@@ -150,7 +150,6 @@ class Probe:
             "drift_new": self.drift_new[max(learned - 1, 0)](whole),
         }
 
-
     def ask(self, model, of, examples, room=0):
         """Greedy answers, their grades (N,), and the grades (N,) before the first task. Of each `asked` keeps a row:
         {"of": "task 1", ..., "keep", "neighbours" or "open", "task", "prompt", "right", "said": [before, last],
@@ -421,14 +420,17 @@ def looks(path, files=(), rows=1) -> list[dict]:
     if not files:
         raise BadInput(f"{path}: of this model it is not known what it was taught; name a file behind it")
     models = [("as it is", path, model)]
-    if settings.get("init"):
-        models = [("before training", settings["init"], load_model(settings["init"])[0]),
-                  ("after training", path, model)]
+    if init := settings.get("init"):
+        if not model_folder(init):
+            raise BadInput(f"{path}: the model that this run began from ({init}) is not there; put it back, or call "
+                           "this where the run was made")
+        models = [("before training", init, load_model(init)[0]), ("after training", path, model)]
     contrast, k = settings.get("contrast", 0), settings.get("shown", 0)
     own = settings.get("against") == "own"
 
     found = []
-    for task in into_tasks(read_examples(files, tokenizer, model.config.context // 2), 0, 0):
+    grader = settings.get("grader", "exact")
+    for task in into_tasks(read_examples(files, tokenizer, model.config.context // 2, grader), 0, 0):
         examples = task.train[:rows]
         shown = [following(e, task.train)[:k] for e in examples] if k else None
         against = None
@@ -531,10 +533,11 @@ def write_report(folders, path):
     """What runs have found, as a page, or where the path ends so as Markdown, with its pictures beside it."""
     found = report.blocks(report.read(folders), provenance())
     folder, name = os.path.split(path)
-    files = {name: report.as_html(found)}
     if name.endswith(".md"):
-        files[name], pictures = report.as_markdown(found, name.removesuffix(".md"))
-        files |= pictures
+        text, pictures = report.as_markdown(found, name.removesuffix(".md"))
+        files = {name: text} | pictures
+    else:
+        files = {name: report.as_html(found)}
     for file, text in files.items():
         with replacing(os.path.join(folder, file), encoding="utf-8") as f:
             f.write(text)
@@ -553,6 +556,8 @@ def main():
     parser.add_argument("--rows", type=int, default=1, help="rows of each task for --show (default: 1)")
     parser.add_argument("--html", metavar="PAGE", default="", help="the file that --show writes: a page, from disk")
     args = parser.parse_args()
+    if args.report and (args.show or args.ask):
+        parser.error("--report is of folders of runs, without --show and --ask")
     if not args.show and (args.html or args.rows != 1) or args.rows < 1:
         parser.error("--html and --rows go with --show, and --rows is at least 1")
     if args.ask:

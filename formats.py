@@ -113,7 +113,7 @@ def rows_of_csv(text: str, name: str, problems: list) -> list[tuple[str, dict]]:
     """Spreadsheets also write semicolons or tabs between the fields, and people capitals in a header. An empty cell of
     a field that no form of the header needs is left out: CSV has no other way to say that."""
     rows, header, number, needed = [], None, 0, set()
-    between = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
+    between = max(",;\t", key=re.sub(r'"[^"]*"', "", text.lstrip().split("\n", 1)[0]).count)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=between)
     try:
         for number, cells in enumerate(reader, 1):

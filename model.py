@@ -158,7 +158,7 @@ class Block(nn.Module):
         q = rotate(self.q_norm(q), cos, sin).type_as(v)
         k = rotate(self.k_norm(k), cos, sin).type_as(v)
         if cache is not None:
-            # write the new keys and values; a prompt looks at itself, what follows at all that have been written
+            # write the new keys and values; a first part looks at itself, what follows at all that have been written
             rows = torch.arange(B, device=x.device)[:, None]
             cache[0][rows, :, slots] = k.transpose(1, 2).to(cache[0].dtype)
             cache[1][rows, :, slots] = v.transpose(1, 2).to(cache[1].dtype)

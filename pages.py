@@ -280,9 +280,10 @@ def as_page(rows, about) -> str:
     tokens, sections = Tokens(), []
     beliefs = rows[0]["beliefs"]
     for row in rows:
-        before, added, after = map(escaped, row["teacher_sees"])
-        demo = escaped(row["demonstration"])
-        added = f"<mark>{added.replace(demo, f'<b>{demo}</b>')}</mark>"
+        before, added, after = row["teacher_sees"]
+        before, after = escaped(before), escaped(after)
+        demo = row["demonstration"]
+        added = f"<mark>{f'<b>{escaped(demo)}</b>'.join(map(escaped, added.split(demo)))}</mark>"
         answers = []
         for answer in row["answers"]:
             whole = ""

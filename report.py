@@ -8,6 +8,7 @@ Figures are fractions, drift and loss nats a token. Left out: tests of significa
 import html
 import json
 import os
+import re
 
 import numpy as np
 
@@ -28,8 +29,10 @@ def mean(values) -> float:
 
 # {column: (what it is, its figure of a result after the i-th task; 0 is before the first)}
 FIGURES = {
-    "learned": ("right answers to a task's demonstrations as it ends", lambda r, i: mean(r["learned"][1:] if i else
-                                                                                        r["learned"][:1])),
+    "ceiling": ("right answers before a task, shown its demonstrations: what is not read cannot be taught",
+                lambda r, i: mean(r.get("ceiling", []) if i else [])),
+    "learned": ("right answers to a task's demonstrations as it ends (the base's: to the first task's)",
+                lambda r, i: mean(r["learned"][1:] if i else r["learned"][:1])),
     "unseen": ("right answers to what no task trained on, at the end", lambda r, i: mean(r["R"][i])),
     "forgetting": ("what was lost of the tasks taught", lambda r, i: r["forgetting"] if i else float("nan")),
     "kept": ("of what the base had right of --keep, still right", lambda r, i: r["kept"][i]),
@@ -92,7 +95,7 @@ def over_seeds(values):
     n = len(values)
     if n < 2:
         return mean(values), None, None
-    half = (T[n - 2] if n - 2 < len(T) else 1.96) * np.std(values, ddof=1) / n**0.5
+    half = T[min(n - 2, len(T) - 1)] * np.std(values, ddof=1) / n**0.5
     return mean(values), mean(values) - half, mean(values) + half
 
 
@@ -128,7 +131,9 @@ def difference(seeds: dict, first: dict, column):
     """What a method's figure has more than the first method's, in pairs; None where there are none."""
     both = sorted(seeds.keys() & first.keys())
     if len(both) > 1:
-        return over_seeds([cell({s: seeds[s]}, column)[0] - cell({s: first[s]}, column)[0] for s in both])
+        figure = FIGURES[column][1]
+        return over_seeds([figure(seeds[s], len(seeds[s]["R"]) - 1) - figure(first[s], len(first[s]["R"]) - 1)
+                           for s in both])
     ours, theirs = (graded(runs[both[0]], column) for runs in (seeds, first)) if both else ({}, {})
     if not ours or ours.keys() != theirs.keys():
         return None
@@ -206,7 +211,7 @@ def picture(lines: dict, x: str, y: str) -> str:
             parts.append(f'<polyline fill="none" {look} points="{" ".join(map(place, points))}"/>')
             parts += [f'<circle r="3" fill="{COLOURS[i % len(COLOURS)]}" cx="{a}" cy="{b}"/>'
                       for a, b in (place(p).split(",") for p in points) if len(points) < 40]
-        at = 60 + 174 * (i % 3), 16 + 18 * (i // 3)
+        at = 60 + 174 * (i % 3), 16 + 14 * (i // 3)
         parts.append(f'<line x1="{at[0]}" x2="{at[0] + 26}" y1="{at[1] - 4}" y2="{at[1] - 4}" {look}/>'
                      f'<text x="{at[0] + 32}" y="{at[1]}">{pages.escaped(name[:22])}</text>')
     parts.append(f'<text x="320" y="294" text-anchor="middle">{pages.escaped(x)}</text>'
@@ -229,10 +234,8 @@ def blocks(methods: dict, about) -> list:
     base = {c: mean([figure(run, 0) for run in first.values()]) for c, (_, figure) in FIGURES.items()}
     cells = {method: {c: cell(seeds, c) for c in FIGURES} for method, seeds in methods.items()}
     columns = [c for c in FIGURES if any(row[c][0] == row[c][0] for row in cells.values())]
-    ceiling = mean([mean(run.get("ceiling") or run["teacher_accuracy"][:1]) for run in first.values()])
 
-    rows = [["base", *(written((base[c], None, None), c) for c in columns)],
-            ["ceiling", *(written((ceiling, None, None), c) if c == "learned" else "–" for c in columns)]]
+    rows = [["base", *(written((base[c], None, None), c) for c in columns)]]
     rows += [[method, *(written(row[c], c) for c in columns)] for method, row in cells.items()]
     kinds = {"over seeds (Student's t)": [m for m, seeds in methods.items() if len(seeds) > 1],
              "over the questions (a bootstrap; of one seed, so nothing is known about others)":
@@ -240,8 +243,7 @@ def blocks(methods: dict, about) -> list:
     how = "; ".join(f"{kind} for {', '.join(of)}" for kind, of in kinds.items() if of)
     found = [("heading", "What was learned, and what it cost"), ("table", ["method", *columns], rows, source),
              ("text", f"In brackets: 95 % intervals, {how}. Seeds: " + ", ".join(
-                 f"{method} {len(seeds)}" for method, seeds in methods.items()) + ". Ceiling: right answers of the "
-              "model before training, shown the demonstrations: what it cannot read it cannot teach."),
+                 f"{method} {len(seeds)}" for method, seeds in methods.items()) + "."),
              ("text", "; ".join(f"{c}: {FIGURES[c][0]}" for c in columns) + ".")]
 
     compared = [c for c in columns if c not in ("steps", "seconds")]
@@ -276,7 +278,7 @@ def blocks(methods: dict, about) -> list:
     if rows := most_changed(runs):
         found += [("heading", "Answers that changed most"), ("table", ["asked", "base", *runs], rows, source)]
     found += [("heading", "The runs"), ("table", ["method", "seed", "command", "commit", "machine"], [
-        [method, str(seed), f"`{run['command']}`", run["commit"], run["machine"]]
+        [method, str(seed), run["command"], run["commit"], run["machine"]]
         for method, seeds in methods.items() for seed, run in seeds.items()], "")]
     return found
 
@@ -300,7 +302,8 @@ def as_html(found) -> str:
         if kind == "table":
             head, rows, caption = said
             lines = ["".join(f"<th>{pages.escaped(x)}</th>" for x in head),
-                     *("".join(f"<td>{code(x)}</td>" for x in row) for row in rows)]
+                     *("".join(f"<td>{f'<code>{pages.escaped(x)}</code>' if h == 'command' else pages.escaped(x)}</td>"
+                               for h, x in zip(head, row)) for row in rows)]
             said = "".join(f"<tr>{line}</tr>\n" for line in lines)
             parts.append(f'<figure><div class="wide" tabindex="0"><table class="report">\n{said}</table></div>\n'
                          f"<figcaption>{code(caption)}</figcaption></figure>")
@@ -316,18 +319,24 @@ def as_html(found) -> str:
 def as_markdown(found, name) -> tuple[str, dict]:
     """The report, and its pictures {file: SVG}, which lie beside it; name: that they begin with."""
     def plain(text):
-        return html.escape(" ".join(pages.visible_lines(text).split()), quote=False).replace("|", "\\|")
+        return html.escape(" ".join(pages.visible_lines(text).split()), quote=False)
+
+    def cell(column, text):
+        # what was asked and said is text, whatever signs are in it
+        if column == "command":
+            return f"`{' '.join(text.split())}`".replace("|", "\\|")
+        return re.sub(r"([\\`*_\[\]!#|~])", r"\\\1", plain(text))
 
     parts, pictures = ["# What was found"], {}
     for kind, *said in found:
         if kind == "table":
             head, rows, caption = said
-            lines = [head, ["---"] * len(head), *rows]
-            parts += ["\n".join("| " + " | ".join(map(plain, line)) + " |" for line in lines), f"*{plain(caption)}*"]
+            lines = [head, ["---"] * len(head), *([cell(h, x) for h, x in zip(head, row)] for row in rows)]
+            parts += ["\n".join("| " + " | ".join(line) + " |" for line in lines), f"*{plain(caption)}*"]
         elif kind == "picture":
             file = f"{name}-{len(pictures) + 1}.svg"
             pictures[file] = said[0]
-            parts += [f"![]({file})", f"*{plain(said[1])}*"]
+            parts += [f"![](<{file}>)", f"*{plain(said[1])}*"]
         else:
             parts.append("## " * (kind == "heading") + plain(said[0]))
     return "\n\n".join(part for part in parts if part != "**") + "\n", pictures

@@ -212,8 +212,9 @@ def learn(config: Config, run) -> dict:
                     contrast=config.contrast, penalty=penalty, micro_batch=config.micro_batch or None,
                     linear=linear, loss_fn=loss_fn)
         except FloatingPointError as e:
-            raise FloatingPointError(f"task {run.task + 1} step {run.step}: {e}. {run.path} is from before; lower --lr "
-                                     "or --embed-lr and begin again")
+            before = f"{run.path} is from before" if os.path.exists(run.path) else "Nothing was saved yet"
+            raise FloatingPointError(f"task {run.task + 1} step {run.step}: {e}. {before}; lower --lr or --embed-lr "
+                                     "and begin again")
 
         # ---- what follows is watching, logging, saving
         run.step += 1
@@ -481,6 +482,9 @@ def begin(config, lessons) -> Run:
     if saved and saved["lessons"] != fingerprint:
         raise BadInput(f"{config.out}: what it teaches or starts from has changed since this run began (the files of "
                        "--demos, --keep, ..., or --init); put it back, or start again in another folder")
+    if saved and "asked" not in saved:
+        raise BadInput(f"{config.out}: the run in it was begun by another version of this project; go on with that, or "
+                       "use another folder")
     settings = dataclasses.asdict(config)
     about = {"settings": settings} | provenance()
     log = Log(config.out, run_name(config), about, saved["log_bytes"] if saved else 0)

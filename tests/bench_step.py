@@ -219,9 +219,10 @@ def main():
     us, them = [sys.executable, __file__, "--worker", "--steps"], args.trl_python and [args.trl_python, "-c"]
     shape = [B, P, Q, R, V, D, L, H, args.steps]
     said = alternately(args.rounds, [*us, args.steps], them and [*them, TRL, *shape])
-    figures = {**provenance(), "command": "python tests/bench_step.py --trl-python ... --real ...", **compared(said)}
+    command = "python tests/bench_step.py" + " --trl-python ..." * bool(them) + f" --real {args.real}" * bool(args.real)
+    figures = {**provenance(), "command": command, **compared(said)}
     if args.real:
-        steps = args.steps // 3
+        steps = max(1, args.steps // 3)
         with tempfile.TemporaryDirectory() as folder:
             facts.write(facts.Config(out=folder))
             rows = os.path.join(folder, "teach.jsonl")

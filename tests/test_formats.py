@@ -166,6 +166,11 @@ def test_csv_as_spreadsheets_write_it(tmp_path, between):
     assert read_rows(path, []) == [(f"{path}:row 2", {"prompt": f"a{between} a", "response": "b, c"})]
 
 
+def test_csv_whose_header_holds_other_signs_in_quotes(tmp_path):
+    path = write(tmp_path, 'prompt,response,"why; when; who"\na,b,c\n', "rows.csv")
+    assert read_rows(path, []) == [(f"{path}:row 2", {"prompt": "a", "response": "b", "why; when; who": "c"})]
+
+
 def test_empty_cell_of_csv_is_no_field(tmp_path):
     path = write(tmp_path, "instruction,input,output,task,system\nadd,,5,,\nadd,1,2,sums,be brief\n", "rows.csv")
     assert [row for _, row in read_rows(path, [])] == [

@@ -146,6 +146,25 @@ def test_a_page_has_the_numbers_of_the_looks(tmp_path, tokenizer, monkeypatch, c
     assert page.index("Before training") < page.index("After training") and "python eval.py --show" in page
 
 
+def test_the_demonstration_is_marked_in_what_was_said_and_not_in_its_escapes():
+    row = a_row("x") | {"demonstration": "27", "teacher_sees": ("", "it's 27 & 27", "")}
+    assert "<mark>it&#x27;s <b>27</b> &amp; <b>27</b></mark>" in pages.as_page([row], ABOUT)
+
+
+def test_answers_are_judged_as_the_run_judged_them(tmp_path, tokenizer, monkeypatch):
+    path, _ = a_run(tmp_path, tokenizer, grader="contains")
+    graders = []
+    monkeypatch.setattr(evaluate, "grade", lambda e, text: graders.append(e.grader) or 1.0)
+    evaluate.looks(path)
+    assert set(graders) == {"contains"}
+
+
+def test_a_base_that_is_elsewhere_is_named(tmp_path, tokenizer):
+    path, _ = a_run(tmp_path, tokenizer, init="moved")
+    with pytest.raises(BadInput, match=r"the model that this run began from \(moved\) is not there; put it back"):
+        evaluate.looks(path)
+
+
 def test_of_a_model_alone_one_answer_is_shown(tmp_path, tokenizer):
     a_run(tmp_path, tokenizer)
     *_, market, _ = write_world(tmp_path / "more", tasks=3)[1:5]

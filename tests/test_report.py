@@ -12,7 +12,7 @@ from runs import BadInput, write_json, write_rows
 
 NAN = float("nan")
 ABOUT = {"command": "python eval.py --report", "commit": "here", "machine": "this one"}
-EVIL = "</td><script>|x|</script> `a"
+EVIL = "</td><script>|x|</script> `a* ![b](c)"
 
 
 def a_run(folder, seed=0, learned=0.9, grades=(1, 1, 0, 1), drift=0.5, answers=True, **other):
@@ -23,7 +23,7 @@ def a_run(folder, seed=0, learned=0.9, grades=(1, 1, 0, 1), drift=0.5, answers=T
         "R": [[0.0, 0.0], [held[0], 0.0], list(held)], "learned": [0.25, learned, learned], "forgetting": 0.125,
         "kept": [1.0, 1.0, kept[0]], "base_accuracy": [0.5, 0.5, np.mean(kept)], "neighbours_kept": [NAN] * 3,
         "voice": [NAN] * 3, "open_words": [50.0, 40.0, 30.0], "drift_base": [0.0, drift / 2, drift], "steps": [10, 20],
-        "seconds": [1.5, 2.0], "teacher_accuracy": [0.75] * 3,
+        "seconds": [1.5, 2.0], "teacher_accuracy": [0.75] * 3, "ceiling": [0.5, 1.0],
         "curve": [{"step": 5, "drift_base": 0.1, "learned": 0.4}], "teacher_curve": [[10, 1.0], [30, 0.5]]} | other
     write_json(str(folder / "result.json"), result)
     rows = [("task 1", 0), ("task 2", 0), ("keep", 1), ("keep", 0)]
@@ -48,10 +48,9 @@ def test_one_seed_has_intervals_over_questions_and_pairs_of_them(tmp_path):
     a_run(tmp_path / "sdft", grades=(1, 0, 1, 1), drift=0.1)
     found = report.blocks(report.read([str(tmp_path)]), ABOUT)
     rows, caption = table_of(found, "What was learned, and what it cost")
-    assert list(rows) == ["base", "ceiling", "sdft", "sft"]
+    assert list(rows) == ["base", "sdft", "sft"] and rows["base"]["ceiling"] == "–" and rows["sft"]["ceiling"] == "0.75"
     assert rows["base"]["learned"] == "0.25" and rows["base"]["kept"] == "1.00" and rows["base"]["drift"] == "0.00"
-    assert rows["ceiling"]["learned"] == "0.75" and rows["ceiling"]["kept"] == "–"
-    assert rows["sft"] == {"learned": "1.00", "unseen": "1.00 [1.00, 1.00]", "forgetting": "0.12",
+    assert rows["sft"] == {"ceiling": "0.75", "learned": "1.00", "unseen": "1.00 [1.00, 1.00]", "forgetting": "0.12",
                            "kept": "0.00 [0.00, 0.00]", "keep": "0.50 [0.00, 1.00]", "open words": "30",
                            "drift": "0.50", "steps": "30", "seconds": "4"}
     assert rows["sdft"]["unseen"] == "0.50 [0.50, 0.50]"      # a question a task: nothing to draw
@@ -65,7 +64,7 @@ def test_one_seed_has_intervals_over_questions_and_pairs_of_them(tmp_path):
     assert answers[f"question 0 {EVIL} (right)"] == {"base": "before", "sdft": "now 1", "sft": "now 1"}
     assert list(answers)[:2] == [f"question {i} {EVIL} (right)" for i in (0, 1)] and len(answers) == 4
     runs, _ = table_of(found, "The runs")
-    assert runs["sft"] == {"seed": "0", "command": "`python train.py --seed 0`", "commit": "abc", "machine": "a CPU"}
+    assert runs["sft"] == {"seed": "0", "command": "python train.py --seed 0", "commit": "abc", "machine": "a CPU"}
 
 
 def test_several_seeds_have_intervals_over_seeds(tmp_path):
@@ -116,13 +115,15 @@ def test_both_forms_say_the_same_and_no_text_becomes_an_element(tmp_path, monkey
         assert capsys.readouterr().out == f"wrote {path}\n"
     page, text = ((tmp_path / "reports" / f"a.{form}").read_text() for form in ("html", "md"))
     assert "<script" not in page and "<script" not in text and "default-src 'none'" in page
-    for said in (EVIL.split("`")[0], "now 1", "over the questions", "KL(base ‖ model)", "python train.py --seed 0"):
-        assert html.escape(said) in page
-        assert html.escape(said, quote=False).replace("|", "\\|") in text
+    for said in ("over the questions", "KL(base ‖ model)", "python train.py --seed 0"):
+        assert said in page and said in text
+    # what was asked is text in both, and no mark-up
+    assert html.escape(EVIL) in page
+    assert r"&lt;/td&gt;&lt;script&gt;\|x\|&lt;/script&gt; \`a\* \!\[b\](c)" in text
     # a table keeps its columns
     for table in re.findall(r"(?:^\|.*\|\n)+", text, re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
-    pictures = re.findall(r"!\[\]\((a-\d\.svg)\)", text)
+    pictures = re.findall(r"!\[\]\(<(a-\d\.svg)>\)", text)
     assert len(pictures) == page.count("<svg") == 3
     for name in pictures:
         svg = (tmp_path / "reports" / name).read_text()

@@ -366,6 +366,11 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(here, monkeyp
     assert e.value.code == 2 and "loss nan" in said and said.count("\n") == 1
     state = saved_by("a")
     assert state["step"] == 3 and all(v.isfinite().all() for v in state["student"].values())
+    assert "a/checkpoint.pt is from before" in said
+    raise_after(monkeypatch, 0, FloatingPointError("loss nan"))
+    with pytest.raises(SystemExit):
+        train.main([*lessons(), *TINY, "--out", "b"])
+    assert "Nothing was saved yet" in capsys.readouterr().err and not os.path.exists("b/checkpoint.pt")
 
 
 def test_ctrl_c_saves_the_step_and_says_how_to_go_on(here, monkeypatch, capsys):
