@@ -449,7 +449,7 @@ def show_kernel(f):
         times = (f"{rows[n]['ms']:10.2f}" if "ms" in rows.get(n, {}) else f"{'error' if n in rows else '-':>10}"
                  for n in names)
         lines.append(f"{size}{''.join(times)}{rows.get('kernel', {}).get('share_of_copy', float('nan')):10.2f}")
-    return lines + [f"   {f['skipped']} cases were skipped: the time was up"] * bool(f.get("skipped"))
+    return lines + [f"   {f.get('skipped')} cases were skipped: the time was up"] * bool(f.get("skipped"))
 
 
 def show_step(f):

@@ -47,7 +47,7 @@ def test_the_day_at_its_smallest(tmp_path):
 
     found = {part: read_json(out / f"{part}.json") for part in gpu.PARTS}
     for part, f in found.items():
-        assert "error" not in f and f["seconds"] > 0 and len(f["source"]) == 16 and f["commit"] == "unknown", part
+        assert "error" not in f and f["seconds"] >= 0 and len(f["source"]) == 16 and f["commit"] == "unknown", part
         assert not [row for row in f.get("rows", []) if "error" in row], part
     assert found["speed"]["tflops"].keys() == gpu.PRODUCTS.keys() and found["speed"]["copy_gb_per_s"] > 0
     assert found["tests"]["passed"] and len(found["tests"]["tests"]) == found["tests"]["collected"] == 6

@@ -14,7 +14,7 @@ import pages
 from conftest import random_gpt, write_world
 from data import read_examples
 from divergence import divergence_reference
-from runs import BadInput
+from runs import BadInput, write_rows
 
 CHROMIUM = shutil.which("chromium")
 ABOUT = {"command": "python eval.py <b>", "commit": "abc", "machine": "m"}
@@ -152,10 +152,12 @@ def test_the_demonstration_is_marked_in_what_was_said_and_not_in_its_escapes():
 
 
 def test_answers_are_judged_as_the_run_judged_them(tmp_path, tokenizer, monkeypatch):
-    path, _ = a_run(tmp_path, tokenizer, grader="contains")
+    path, (demos, *_) = a_run(tmp_path, tokenizer, grader="contains")
+    rows = [json.loads(line) for line in open(demos)]
+    write_rows(demos, [{key: row[key] for key in ("prompt", "response")} for row in rows])     # without their own
     graders = []
     monkeypatch.setattr(evaluate, "grade", lambda e, text: graders.append(e.grader) or 1.0)
-    evaluate.looks(path)
+    evaluate.looks(path, [demos])
     assert set(graders) == {"contains"}
 
 
