@@ -34,18 +34,18 @@ AT_ONCE = 2**16                   # tokens of prompts and answers, and so places
 
 def answers(model, tokenizer, examples, shown=False, batch=256, room=0) -> list[str]:
     """Greedy answers to the bare prompts, or to the prompts behind their demonstrations (shown: True, or of each prompt
-    a list of others), of at most `room` tokens; 0: a little more than the longest demonstration of those asked at once.
+    a list of others), of a little more than the longest demonstration of those asked at once, or `room` tokens.
     These are so few that they and their answers have at most AT_ONCE tokens."""
     said = []
     while len(said) < len(examples):
         rows = slice(len(said), len(said) + batch)
         b = collate(examples[rows], tokenizer, shown[rows] if isinstance(shown, list) else None)
         prompt, length = (b.demo_prompt, b.demo_length) if shown else (b.prompt, b.length)
-        if batch > 1 and len(prompt) * (prompt.shape[1] + (room or b.room)) > AT_ONCE:
+        if batch > 1 and len(prompt) * (prompt.shape[1] + max(room, b.room)) > AT_ONCE:
             batch = max(1, min(batch, len(prompt)) // 2)
             continue
         prompt, length = (t.to(model.head.weight.device) for t in (prompt, length))
-        response, _ = model.generate(prompt, length, room or b.room, tokenizer.end, temperature=0)
+        response, _ = model.generate(prompt, length, max(room, b.room), tokenizer.end, temperature=0)
         said += [tokenizer.decode(r) for r in response.tolist()]
     return said
 
@@ -59,13 +59,9 @@ def spread(examples, most) -> list:
     return [examples[i] for i in np.linspace(0, len(examples) - 1, min(most, len(examples))).astype(int)]
 
 
-def grades(model, tokenizer, examples, shown=False) -> list[float]:
-    return [grade(e, a) for e, a in zip(examples, answers(model, tokenizer, examples, shown))]
-
-
-def accuracy(model, tokenizer, examples, shown=False) -> float:
+def accuracy(model, tokenizer, examples, shown=False, room=0) -> float:
     """Mean grade of the answers; NaN of none."""
-    return mean(grades(model, tokenizer, examples, shown))
+    return mean([grade(e, a) for e, a in zip(examples, answers(model, tokenizer, examples, shown, room=room))])
 
 
 class Drift:
@@ -108,13 +104,14 @@ class Probe:
 
     tasks: what is taught, in this order. keep: examples of what the model should still know, by their task. reading:
     what it is asked behind a demonstration. neighbours: of facts that a task changes. open_prompts: without a right
-    answer; the words of the answers are counted. Of what a task is trained on at most `most` are asked. base: the model
-    before its first task. bf16: answers are those of a copy in bf16; drift is that of the model itself.
+    answer; the words of the answers are counted. Of what a task is trained on at most `most` are asked. room: tokens
+    that an answer to a task may have, as in `answers`. base: the model before its first task. bf16: answers are those
+    of a copy in bf16; drift is that of the model itself.
     """
 
     def __init__(self, base, tokenizer, tasks, keep=(), reading=(), neighbours=(), open_prompts=(), bf16=False,
-                 most=128):
-        self.tokenizer, self.tasks, self.bf16 = tokenizer, tasks, bf16
+                 most=128, room=0):
+        self.tokenizer, self.tasks, self.bf16, self.room = tokenizer, tasks, bf16, room
         self.keep, self.reading, self.neighbours, self.open_prompts = keep, reading, neighbours, open_prompts
         self.asked = []                                    # what was said before the first task, and last; see `ask`
         self.trained_on = [spread(task.train, most) for task in tasks]
@@ -130,14 +127,15 @@ class Probe:
         known = len(self.tasks) if learned == 0 else learned + 1
         if learned == 0:
             self.asked = []
-        R = [mean(self.ask(model, f"task {j + 1}", task.test)[1]) if j < known else float("nan")
+        R = [mean(self.ask(model, f"task {j + 1}", task.test, self.room)[1]) if j < known else float("nan")
              for j, task in enumerate(self.tasks)]
+        trained_on = self.trained_on[max(learned - 1, 0)]
         said, right, before = self.ask(model, "keep", self.keep)
         _, beside, beside_before = self.ask(model, "neighbours", self.neighbours)
         spoken, *_ = self.ask(model, "open", self.open_prompts, room=OPEN)
         return {
             "R": R,
-            "learned": accuracy(model, self.tokenizer, self.trained_on[max(learned - 1, 0)]),
+            "learned": accuracy(model, self.tokenizer, trained_on, room=self.room),
             "base_accuracy": mean(right),
             "kept": mean(right[before == 1]),
             "open_words": mean([len(text.split()) for text in spoken]),

@@ -119,8 +119,8 @@ class Config:
         1.0, "share of what a task has changed in the weights that stays at its end; the rest is as it was before the "
         "task (WiSE-FT). Below 1 less is forgotten, and a little less is learned", within=(0.01, 1))
     max_new_tokens: int = option(
-        0, "tokens that a sample may have; 0: a little more than the longest demonstration of a batch",
-        within=(0, MANY), only=SDFT)
+        0, "tokens that a sample may have, and an answer to a task where that is more; 0: a little more than the "
+        "longest demonstration of a batch", within=(0, MANY))
     batch_size: int = option(
         32, "demonstrations a step", within=(1, MANY))
     micro_batch: int = option(
@@ -223,7 +223,7 @@ def learn(config: Config, run) -> dict:
         run.recent = [*run.recent[-19:], figures["loss"]]
         over = run.step == config.steps or (len(run.recent) == 20 and np.mean(run.recent) < config.converged)
         if run.step % config.watch_every == 0 or over:
-            right = shown_accuracy(to_ask(run), tokenizer, batch, examples)
+            right = shown_accuracy(to_ask(run), tokenizer, batch, examples, config.max_new_tokens)
             history.teacher_curve.append([sum(history.steps) + run.step, right])
             if alpha < 1 and not run.guard.check(right, run.student, run.teacher):
                 rolled_back(run, right)
@@ -302,9 +302,10 @@ def to_ask(run):
     return bf16_copy(run.teacher) if run.sample.bf16 else run.teacher
 
 
-def shown_accuracy(teacher, tokenizer, batch, examples) -> float:
+def shown_accuracy(teacher, tokenizer, batch, examples, room=0) -> float:
     """How often the teacher answers the demonstrations of a batch rightly (greedily)."""
-    response, _ = teacher.generate(batch.demo_prompt, batch.demo_length, batch.room, tokenizer.end, temperature=0)
+    room = max(room, batch.room)
+    response, _ = teacher.generate(batch.demo_prompt, batch.demo_length, room, tokenizer.end, temperature=0)
     return mean([grade(e, tokenizer.decode(r)) for e, r in zip(examples, response.tolist())])
 
 
@@ -496,7 +497,7 @@ def begin(config, lessons) -> Run:
     teacher = frozen_copy(student)
     low = lessons.chat and config.bf16
     probe = Probe(student, tokenizer, tasks, lessons.keep, lessons.reading, lessons.neighbours, lessons.open_prompts,
-                  low)
+                  low, room=config.max_new_tokens)
     scale = row_scale(lessons.handed_on.get("frequency"), config.f0, student)
     optimizer = (adamw(student, config.lr) if lessons.chat else
                  make_optimizer(student, config.lr, config.embed_lr, scale))
@@ -572,7 +573,7 @@ def begin_task(run, config):
     look, own = run.lessons.chat and config.method == "sdft", config.contrast and config.against == "own"
     if look or own:
         task, tokenizer, teacher = run.lessons.tasks[run.task], run.lessons.tokenizer, to_ask(run)
-        by_itself = answers(teacher, tokenizer, task.train)
+        by_itself = answers(teacher, tokenizer, task.train, room=config.max_new_tokens)
         if look:
             look_at_the_teacher(run, config, teacher, by_itself)
         if own:
@@ -587,7 +588,7 @@ def look_at_the_teacher(run, config, model, by_itself):
     bare = mean([grade(e, text) for e, text in zip(task.train, by_itself)])
     rng = random.Random(f"look {config.seed}")
     shown = [others(e, task.train, config.shown, rng) for e in task.train] if config.shown else True
-    said = answers(model, tokenizer, task.train, shown)
+    said = answers(model, tokenizer, task.train, shown, room=config.max_new_tokens)
     unhelped = [i for i, text in enumerate(said) if grade(task.train[i], text) < 1]
     ceiling = 1 - len(unhelped) / len(said)
     run.history.ceiling.append(ceiling)

@@ -30,8 +30,8 @@ ALL = "--batch-size 16 --bf16 --converged 0 --save-every 1000"
 SAMPLES = "--max-new-tokens 24 --watch-every 25 --measure-every 25"
 TEACHER = f"--sampler teacher --temperature 0.5 --lr 5e-5 --warmup 30 --steps 100 --blend 0.8 {SAMPLES}"
 PLAIN = f"--warmup 10 --steps 75 {SAMPLES}"
-# {demonstrations: {method: its options}}; `sdft plain` is the paper's, on the student's own samples. A bare value is no
-# "example for a response", as the official words have it: as a note it is read
+# {demonstrations: {method: its options}}; `sdft plain` is the paper's, on the student's own samples. What to make of a
+# bare value the official words, "an example for a response", leave open: examples/terse.txt asks for a sentence of it
 METHODS = {
     "sentences": {
         "sft": "--method sft --lr 5e-5 --steps 48 --watch-every 24 --measure-every 12",
@@ -39,8 +39,8 @@ METHODS = {
         "sdft": f"{TEACHER} --contrast 1",
     },
     "terse": {
-        "sft": "--method sft --lr 5e-5 --steps 24 --watch-every 24 --measure-every 8",
-        "sdft": f"{TEACHER} --contrast 1 --template examples/note.txt",
+        "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --watch-every 24 --measure-every 8",
+        "sdft": f"{TEACHER} --contrast 1 --template examples/terse.txt",
     },
 }
 # as many for each method, on the seed TUNING; steps are chosen along their curves

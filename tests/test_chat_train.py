@@ -378,9 +378,16 @@ def test_what_is_shown_leaves_room_for_what_may_be_sampled(here):
         run("--shown", "6", "--out", "a", demos=["long.jsonl"])
 
 
-def test_a_sample_has_no_more_tokens_than_it_may(here):
+def test_a_sample_has_no_more_tokens_than_it_may(here, monkeypatch):
     result = run("--sampler", "0.5", "--max-new-tokens", "2", "--out", "a")
     # two tasks of three steps of four rows
     assert all(tokens <= 3 * 4 * 2 for tokens in result["generated_tokens"])
+    # what is asked of a task before, within and behind it has as much room where that is more
+    asked, generate = [], GPT.generate
+    monkeypatch.setattr(GPT, "generate", lambda self, *args, **more: asked.append(args[2]) or generate(
+        self, *args, **more))
+    run("--max-new-tokens", "40", "--contrast", "1", "--guard", "0", "--steps", "1", "--watch-every", "1", "--out", "c")
+    # the base: both tasks' tests, what is trained on; of each task: bare, shown, sample, watch, and as of the base
+    assert asked.count(40) == 3 + 2 * (1 + 1 + 1 + 1 + 3), asked
     with pytest.raises(BadInput, match=r"--max-new-tokens 600: more than half of the model's context of 1024"):
         run("--max-new-tokens", "600", "--out", "b")

@@ -117,7 +117,7 @@ def test_a_probe_measures_what_was_learned_what_was_kept_and_what_comes_next(wor
     still = [evaluate.grade(e, a) for e, a in zip(keep, evaluate.answers(base, tokenizer, keep))][:5]
     assert found["kept"] == 1 and probe.measure(base, 1)["kept"] == np.mean(still) < 1
     # the one neighbour that was right at first
-    still = evaluate.grades(base, tokenizer, neighbours[:1])
+    still = [evaluate.accuracy(base, tokenizer, neighbours[:1])]
     assert found["neighbours_kept"] == 1 and probe.measure(base, 1)["neighbours_kept"] == still[0] == 0
     # what was said first and last, to each
     first, last = (evaluate.answers(m, tokenizer, keep) for m in (gpt, base))

@@ -67,7 +67,7 @@ def test_the_day_at_its_smallest(tmp_path):
     assert len(taught) == 5 and all(map(math.isfinite, taught))
     # the table, last of all
     table = done.stdout[done.stdout.rindex("commit unknown") :]
-    for text in ("6 of 6 passed", "Qwen2.5-1.5B", "compiled", "wide-runs/sdft", "jsd"):
+    for text in ("6 of 6 passed", "Qwen2.5-1.5B", "compiled", "--preset gpu", "jsd"):
         assert text in table, text
 
 
@@ -108,7 +108,8 @@ def die(keep, left, small):
     keep(tflops={{"bf16": 1.0}})
     os.kill(os.getpid(), signal.SIGKILL)
 def fail(keep, left, small, tflops):
-    keep(rows=[{{"model": "a", "error": str(tflops)}}])
+    row = {{"model": "a", "compiled": False, "type": "fp32", "rows": 1, "answer": 1}}
+    keep(rows=[row | {{"error": str(tflops)}}])
     raise ValueError("two\\nlines")
 gpu.PARTS = {{"speed": die, "tests": lambda keep, left, small: keep(passed=True), "step": fail}}
 gpu.work(sys.argv[1], sys.argv[4], 100, True)
