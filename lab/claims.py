@@ -827,7 +827,8 @@ def step_text(figures) -> str:
                      f"{real['milliseconds']['step']:,.0f} |")
     if "trl" in figures:
         lines += [f"| the same work by TRL {figures['trl']['version']} | {figures['trl']['step']} |"]
-        lines += [f"| that of {real['model']} by TRL | {real['trl']['step']:,.0f} |"] * bool(real)
+        if real:
+            lines.append(f"| that of {real['model']} by TRL | {real['trl']['step']:,.0f} |")
         low, high = min(figures["times_faster_than_trl"]), max(figures["times_faster_than_trl"])
         text = f"TRL takes {low:.1f} to {high:.1f} times as long"
         if real:
