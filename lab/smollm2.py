@@ -176,15 +176,16 @@ def draw(by_kind: dict, path):
     import matplotlib.pyplot as plt
 
     panels = {"drift": "drift from the base, nats a token", "kept": "kept of what the base knew"}
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(name for m in by_kind.values() for name in m))}
     fig, axes = plt.subplots(len(by_kind), 2, figsize=(9, 3.6 * len(by_kind)), layout="constrained", squeeze=False)
     for row, (kind, methods) in zip(axes, by_kind.items()):
         for ax, (figure, label) in zip(row, panels.items()):
-            for i, (name, runs) in enumerate(methods.items()):
+            for name, runs in methods.items():
                 for j, run in enumerate(runs):
                     # where nothing was learned yet there is no drift, and a logarithm has no zero
                     points = run["curve"][1:] if figure == "drift" else run["curve"]
-                    ax.plot([p["learned"] for p in points], [p[figure] for p in points], color=f"C{i}", marker="o",
-                            markersize=3, linewidth=1, label=name if j == 0 else None)
+                    ax.plot([p["learned"] for p in points], [p[figure] for p in points], color=colours[name],
+                            marker="o", markersize=3, linewidth=1, label=name if j == 0 else None)
             ax.set(xlabel="learned (trained phrasings)", ylabel=label, title=f"demonstrations: {kind}",
                    xlim=(-0.03, 1.03))
             ax.grid(alpha=0.3)
