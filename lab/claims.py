@@ -835,7 +835,7 @@ def step_text(figures) -> str:
             low, high = min(real["times_faster_than_trl"]), max(real["times_faster_than_trl"])
             text += (f", and of {real['model']} {low:.1f} to {high:.1f} times, in {real['trl_peak_mb']:,} MB at most "
                      f"where ours takes {real['peak_mb']:,}")
-        lines += ["", f"{text}; timed alternately in one run on a {figures['machine']}."]
+        lines += ["", textwrap.fill(f"{text}; timed alternately in one run on a {figures['machine']}.", 120)]
     return "\n".join(lines)
 
 

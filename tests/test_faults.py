@@ -690,7 +690,7 @@ def test_tasks_from_files_resumed_equal_the_straight_run(here, monkeypatch):
 def killed_before_anything_is_saved(monkeypatch, *options):
     """A run that dies between the first line of its log and its first checkpoint."""
 
-    def killed(*_):
+    def killed(*_, **options):
         raise SystemError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(SystemError):

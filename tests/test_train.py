@@ -166,7 +166,7 @@ def test_off_policy_trains_on_what_the_teacher_says(here, monkeypatch, tokenizer
     class NoProbe:
         asked = ()
 
-        def __init__(self, *_):
+        def __init__(self, *_, **options):
             pass
 
         def measure(self, *_):
