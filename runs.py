@@ -209,7 +209,8 @@ def set_up_machine(device, threads=0, bf16=False):
 
 def keep_memory():
     """Memory that is freed stays with the process. glibc gives large blocks back at once, and the system clears them
-    anew, page by page, for each temporary of a step: a quarter of a real model's step. Other systems are left alone."""
+    anew, page by page, for each temporary of a step: of a loss over a large vocabulary that is half of the time. Other
+    systems are left alone."""
     with contextlib.suppress(OSError, AttributeError):
         set_option = ctypes.CDLL("libc.so.6").mallopt
         # M_MMAP_MAX: no block is mapped apart; M_TRIM_THRESHOLD: the heap does not shrink

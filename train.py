@@ -238,10 +238,9 @@ def learn(config: Config, run) -> dict:
             checkpoint(run)
         log.leave()
 
-    result = result_of(run)
-    path = os.path.join(os.path.dirname(run.path), "result.json")
-    write_rows(os.path.join(os.path.dirname(run.path), "answers.jsonl"), run.probe.asked)
-    write_json(path, result)
+    result, folder = result_of(run), os.path.dirname(run.path)
+    write_rows(os.path.join(folder, "answers.jsonl"), run.probe.asked)
+    write_json(path := os.path.join(folder, "result.json"), result)
     log.say("what was learned, and what is left:\n" + changes(result))
     log.say(f"wrote {path}")
     return result

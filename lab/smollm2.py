@@ -13,12 +13,11 @@ import os
 import subprocess
 import sys
 
-import numpy as np
-
 HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[1:1] = [HOUSE, os.path.join(HOUSE, "examples")]
 import facts
 import fetch_smollm2
+import report
 from data import read_examples
 from eval import answers, load_model
 from evidence import Job, command, is_done
@@ -197,12 +196,11 @@ def draw(by_kind: dict, path):
 
 def over_seeds(runs, names) -> dict:
     """Mean, half of the 95 % t-interval and every seed of each figure."""
-    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
     row = {}
     for name in names:
         seeds = [run[name] for run in runs if run[name] is not None]
-        ci95 = t[len(seeds)] * np.std(seeds, ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else None
-        row[name] = {"mean": np.mean(seeds), "ci95": ci95, "seeds": seeds} if seeds else None
+        mean, _, high = report.over_seeds(seeds)
+        row[name] = {"mean": mean, "ci95": None if high is None else high - mean, "seeds": seeds} if seeds else None
     return row
 
 
