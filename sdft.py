@@ -8,7 +8,8 @@ that the two files can be lifted out together.
 Differences from the paper (P) and from the official code (C), all of them:
  1. The default divergence is KL(teacher ‖ student), as in C; P's equation 1 is KL(student ‖ teacher). JSD is here too.
  2. The loss is the sum over all response tokens of the batch / their number; C takes the mean of each sequence first.
- 3. No token at the start of a response is skipped (C: 3). Answers here are short, their first tokens carry the signal.
+ 3. No token at the start of a response is skipped (C: 3, here train.py's --skip): answers are short, and their first
+    tokens carry the signal.
  4. `alpha` mixes in the supervised loss on the demonstration (P and C: 0). At alpha = 1 nothing is sampled: it is SFT.
  5. The teacher is watched: how often it answers a demonstration rightly is measured; if that falls, a guard rolls back.
  6. `penalty` adds a loss of one's own; penalties.py uses it for self-replay and for the baselines.

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import random
 import shlex
@@ -27,6 +28,7 @@ import torch.fx.experimental._config
 import sdft
 from chat import ChatTokenizer, template_of
 from data import GRADERS, OF_RETURNS, WordTokenizer, check_shown, collate, grade, held_out, into_tasks, read_examples
+from divergence import token_divergence
 from eval import Probe, answers, both_prompts, changes, continual_metrics, is_chat, load_model, mean, model_folder
 from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
@@ -50,6 +52,9 @@ class Config:
         "a batch's rows, rounded, that the teacher answers, such as 0.5", only=SDFT)
     temperature: float = option(
         1.0, "of all samples, those that penalties need among them", within=(0.01, 100), only=SDFT)
+    skip: int = option(
+        0, "tokens at the beginning of a sample that the loss leaves out, its last one never (official code: 3)",
+        within=(0, MANY), only=SDFT)
     contrast: float = option(
         0.0, "how much of what a demonstration makes the teacher say whatever it shows is taken out of the target: "
         "0 nothing, 1 all (sdft.py, 7)", within=(0, 10), only=SDFT)
@@ -131,6 +136,9 @@ class Config:
     warmup: int = option(
         0, "steps of a task in which the rates rise to their full height; 0: as tuned, 5 for a chat model and 1 "
         "otherwise", within=(0, MANY))
+    schedule: str = option(
+        "constant", "of the rates after that: constant, or cosine, which ends a task of --steps steps at rate 0",
+        choices=["constant", "cosine"])
     embed_lr: float = option(
         30.0, "rate of the embedding; a row moves at embed_lr / (1 + f / f0), f the word's share of the pretraining "
         "tokens", within=(0, 1e6))
@@ -200,7 +208,7 @@ def learn(config: Config, run) -> dict:
         if config.contrast:
             against = [others(e, run.own, 1, run.rng)[0] if run.own else another(e, train, run.rng) for e in examples]
         batch = collate(examples, tokenizer, shown, against).to(config.device)
-        sample = who_answers(run, batch, share_of_teacher(config.sampler), config.max_new_tokens or batch.room)
+        sample = who_answers(run, config, batch)
         penalty = run.penalty.loss(batch) if history.regularised[-1] else None
 
         # ---- the method
@@ -229,6 +237,9 @@ def learn(config: Config, run) -> dict:
                 rolled_back(run, right)
                 # agreement with a broken teacher is no reason to stop
                 over = run.step == config.steps
+            if alpha < 1:
+                with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
+                    figures |= token_figures(run, batch, *run.said)
             log_step(run, figures, right, config.steps, config.watch_every, over)
         if over:
             end_task(run)
@@ -246,9 +257,10 @@ def learn(config: Config, run) -> dict:
     return result
 
 
-def who_answers(run, batch, share, room):
+def who_answers(run, config, batch):
     """The sample(student, prompt, length) of a step: the teacher answers a share of the rows, behind its
     demonstrations, and the student the others, the bare prompts."""
+    share, room = share_of_teacher(config.sampler), config.max_new_tokens or batch.room
 
     def sample(student, prompt, length):
         n = round(share * len(prompt))
@@ -260,7 +272,9 @@ def who_answers(run, batch, share, room):
         R = max(response.shape[1] for response, _ in parts)
         response, mask = zip(*((F.pad(r, (0, R - r.shape[1]), value=run.sample.end), F.pad(m, (0, R - m.shape[1])))
                                for r, m in parts))
-        return torch.cat(response), torch.cat(mask)
+        response, mask = run.said = torch.cat(response), torch.cat(mask)
+        first = (mask.sum(1, keepdim=True) - 1).clamp(max=config.skip)
+        return response, mask & (torch.arange(R, device=mask.device) >= first)
 
     return sample
 
@@ -306,6 +320,27 @@ def shown_accuracy(teacher, tokenizer, batch, examples, room=0) -> float:
     room = max(room, batch.room)
     response, _ = teacher.generate(batch.demo_prompt, batch.demo_length, room, tokenizer.end, temperature=0)
     return mean([grade(e, tokenizer.decode(r)) for e, r in zip(examples, response.tolist())])
+
+
+@torch.no_grad()
+def token_figures(run, batch, response, mask, rows=8) -> dict:
+    """What the mean loss of a step's samples, (B, R), hides: "cut", the share that their room has cut; and of the first
+    rows KL(teacher ‖ student) in nats at the first token ("first_kl", which dwarfs the rest where the prompts differ
+    in more than the demonstration) and over the rest ("rest_kl"), and "rather", the share of tokens at which the
+    teacher would rather have said another word than the student."""
+    ended = ((response == run.sample.end) & mask).any(1)
+    student, teacher = (
+        sdft.score(model, prompt[:rows], n[:rows], response[:rows], return_hidden=True)
+        for model, prompt, n in ((run.student, batch.prompt, batch.length),
+                                 (run.teacher, batch.demo_prompt, batch.demo_length)))
+    first, rest, rather = [], [], []
+    for s, t, kept in zip(student, teacher, mask):
+        # one row at a time: the logits of a large vocabulary are large
+        s, t = run.student.logits(s[kept]).float(), run.teacher.logits(t[kept]).float()
+        kl = token_divergence(s, t).tolist()
+        first, rest, rather = first + kl[:1], rest + kl[1:], rather + (s.argmax(-1) != t.argmax(-1)).tolist()
+    return {"cut": 1 - ended.float().mean().item(), "first_kl": mean(first), "rest_kl": mean(rest or [0.0]),
+            "rather": mean(rather)}
 
 
 def compiled(loss_fn):
@@ -469,6 +504,7 @@ class Run:
     step: int = 0                 # steps of the task at work
     rate: float = 1.0             # share of the full rates: the guard halves it
     recent: list = field(default_factory=list)             # losses of its last 20 steps
+    said: tuple = ()                                       # what was sampled last, (B, R), and its mask
 
 
 def begin(config, lessons) -> Run:
@@ -551,6 +587,8 @@ def adamw(model, lr):
 def set_rates(run, config):
     """The rates of a step: they rise in the first steps of a task, and are what the guard has left of them."""
     share = run.rate * min(1.0, (run.step + 1) / config.warmup)
+    if config.schedule == "cosine" and run.step >= config.warmup:
+        share *= 0.5 * (1 + math.cos(math.pi * (run.step - config.warmup) / (config.steps - config.warmup)))
     for group, lr in zip(run.optimizer.param_groups, (config.lr, config.embed_lr)):
         group["lr"] = lr * share
 
@@ -625,6 +663,8 @@ def log_step(run, figures, right, most, every, over):
     record = {"task": run.task + 1, "step": run.step, **figures, "lr": lr, "teacher": right}
     text = (f"task {run.task + 1}/{len(tasks)} {tasks[run.task].name} step {run.step}/{most} "
             f"loss {figures['loss']:.4f} gradient {figures['grad_norm']:.2f} teacher {right:.2f} lr {lr:g}")
+    if "cut" in figures:
+        text += " kl {first_kl:.2f} then {rest_kl:.2f} rather {rather:.2f} cut {cut:.2f}".format(**figures)
     # what another task will take, as far as one can tell
     a_task = mean(done or [most])
     steps = sum(done) + max(run.step, a_task) + a_task * (len(tasks) - run.task - 1)
@@ -644,6 +684,10 @@ def end_task(run):
         run.before = None
     history.steps.append(run.step)
     run.task, run.step = run.task + 1, 0
+    if run.task == len(run.lessons.tasks):
+        # nothing leads on from here: the last checkpoint is a third of the others
+        run.optimizer.state.clear()
+        run.guard.good = None
     measured = run.probe.measure(run.student, run.task)
     history.record(measured)
     i, R, began = run.task, history.R, time.perf_counter()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -293,7 +294,48 @@ def test_rates_rise_and_are_what_the_guard_left_of_them(here):
         train.set_rates(run, config)
         found.append(run.optimizer.param_groups[0]["lr"])
     assert found == pytest.approx([2.5e-5, 5e-5, 1e-4, 1e-4, 5e-5])
+    config.schedule, config.steps, found = "cosine", 12, []
+    for run.step, run.rate in ((0, 1), (4, 1), (8, 1), (8, 0.5), (11, 1)):
+        train.set_rates(run, config)
+        found.append(run.optimizer.param_groups[0]["lr"])
+    # from the end of the warm-up to a last step that is not the one at rate 0
+    assert found == pytest.approx([2.5e-5, 1e-4, 5e-5, 2.5e-5, 1e-4 * (1 + np.cos(7 / 8 * np.pi)) / 2])
     run.log.leave()
+
+
+def test_a_log_tells_what_a_mean_loss_hides(here, capsys, monkeypatch):
+    """Of a teacher that is the student, shown a demonstration; and of samples whose room is cut."""
+    run("--out", "a", "--max-new-tokens", "3", "--watch-every", "1", "--ema-decay", "0", "--lr", "1e-30")
+    with open("a/log.jsonl") as f:
+        steps = [row for row in map(json.loads, f) if "step" in row]
+    assert len(steps) == 6
+    for row in steps:
+        # random weights hardly ever say their end token
+        assert row["cut"] > 0.5 and row["first_kl"] > 0 and row["rest_kl"] > 0 and 0 < row["rather"] <= 1
+        # no step has moved it, so the loss of these four rows is the mean over their tokens
+        said = row["tokens"] / 4
+        assert row["loss"] == pytest.approx((row["first_kl"] + (said - 1) * row["rest_kl"]) / said, rel=1e-3)
+    assert " kl " in capsys.readouterr().out
+
+
+def test_tokens_at_the_beginning_of_a_sample_are_left_out(here):
+    tokens = {}
+    for skip in (0, 3, 99):
+        run("--out", f"skip {skip}", "--max-new-tokens", "8", "--watch-every", "1", "--skip", str(skip), "--steps", "1",
+            demos=["capitals.jsonl"])
+        with open(f"skip {skip}/log.jsonl") as f:
+            tokens[skip] = next(row["tokens"] for row in map(json.loads, f) if "step" in row)
+    # of four samples; of each at least its last token stays
+    assert tokens[0] > tokens[3] > tokens[99] == 4
+
+
+def test_the_last_checkpoint_of_a_run_keeps_no_moments(here, monkeypatch):
+    kept, write_checkpoint = [], train.save
+    monkeypatch.setattr(train, "save", lambda path, state: kept.append(len(state["optimizer"]["state"]))
+                        or write_checkpoint(path, state))
+    run("--out", "a", demos=["capitals.jsonl"])
+    *before, last = kept
+    assert min(before) > 0 == last and saved_by("a", "good") is None
 
 
 def test_a_copy_in_bf16_answers_with_the_weights_of_now():

@@ -195,8 +195,9 @@ def test_a_share_of_the_rows_is_answered_by_the_teacher(batch):
 
     batch.demo_prompt = torch.full_like(batch.demo_prompt, 7)
     run = types.SimpleNamespace(sample=Answers(), teacher="teacher")
-    for share, n in ((0.0, 0), (0.25, 2), (1.0, 8)):
-        response, mask = train.who_answers(run, batch, share, 3)("student", batch.prompt, batch.length)
+    for share, n in (("student", 0), ("0.25", 2), ("teacher", 8)):
+        config = train.Config(sampler=share, max_new_tokens=3)
+        response, mask = train.who_answers(run, config, batch)("student", batch.prompt, batch.length)
         assert (response[:n, :2] == 7).all() and (response[n:] == batch.prompt[n:, :1]).all()
         assert mask.sum().item() == 2 * n + 3 * (8 - n) and (response[~mask] == 9).all()
 
