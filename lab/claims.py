@@ -865,10 +865,10 @@ BLOCKS = {name: ("runs", of_runs(text)) for name, text in TEXTS.items()}
 BLOCKS |= {"claims": ("evidence", claims_text), "commits": ("runs", commits_text), "step": ("step_cpu", step_text),
            "kernel": ("kernel_cpu", kernel_text), "smollm2-answers": ("smollm2", smollm2.answers_table)}
 BLOCKS |= {f"smollm2-{kind}": ("smollm2", functools.partial(smollm2.with_intervals, kind=kind))
-           for kind in smollm2.METHODS}
+           for kind in smollm2.HEADLINE}
 # What makes each JSON.
 MADE_BY = {"runs": "lab/evidence.py", "evidence": "lab/claims.py", "step_cpu": "tests/bench_step.py",
-           "kernel_cpu": "tests/bench_kernel.py", "smollm2": "lab/smollm2.py --evidence"}
+           "kernel_cpu": "tests/bench_kernel.py", "smollm2": "lab/smollm2.py all"}
 READMES = ("README.md", os.path.join("lab", "README.md"), os.path.join("examples", "README.md"))
 
 

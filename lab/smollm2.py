@@ -1,14 +1,17 @@
-"""A real model, taught and asked: SmolLM2-135M-Instruct, twenty invented facts, three methods.
+"""A real model, taught and asked: SmolLM2-135M-Instruct, twenty invented facts, by many methods.
 
-    python lab/smollm2.py                  seed 0, demonstrations in sentences: table, answers, picture (`make smollm2`)
-    python lab/smollm2.py --evidence       three seeds: results/smollm2.json and .png (hours)
-    python lab/smollm2.py --trials         how the methods were tuned, on a seed that is not reported
+    python lab/smollm2.py                  seed 0 of three methods: table, answers, picture (`make smollm2`)
+    python lab/smollm2.py all              every experiment, hours; stop it and start it again as you like
+    python lab/smollm2.py facts --seeds 1  some of them
 
-A run is a folder out/smollm2-runs/<demonstrations>/<seed>/<method>; what is done is skipped, what was stopped goes on.
-The model comes by examples/fetch_smollm2.py and the facts by examples/facts.py; the runs are commands of train.py, and
-are printed. Figures are fractions, drift nats a token.
+A run is a folder out/smollm2-runs/<experiment>/<seed>/<name>, and a row of results/smollm2-runs.json; an experiment's
+run of which there is a row is not made again. What the rows of the headline say together goes to results/smollm2.json
+and .png. The model comes by examples/fetch_smollm2.py and the facts by examples/facts.py; the runs are commands of
+train.py, and are printed. Figures are fractions, drift nats a token. The experiment `trl` needs TRL where this runs
+(lab/trl_smollm2.py).
 """
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -21,35 +24,63 @@ import report
 from data import read_examples
 from eval import answers, load_model
 from evidence import Job, command, is_done
-from runs import BadInput, ends_in_one_line, read_json, remove, write_json
+from runs import BadInput, ends_in_one_line, read_json, remove, replacing, write_json
 
 ROOT, MODEL = os.path.join("out", "smollm2-runs"), os.path.join("out", "smollm2")
-SEEDS, TUNING = range(3), 100
 ALL = "--batch-size 16 --bf16 --converged 0 --save-every 1000"
 SAMPLES = "--max-new-tokens 24 --watch-every 25 --measure-every 25"
 TEACHER = f"--sampler teacher --temperature 0.5 --lr 5e-5 --warmup 30 --steps 100 --blend 0.8 {SAMPLES}"
+SDFT = f"{TEACHER} --contrast 1"
 PLAIN = f"--warmup 10 --steps 75 {SAMPLES}"
-# {demonstrations: {method: its options}}; `sdft plain` is the paper's, on the student's own samples. What to make of a
-# bare value the official words, "an example for a response", leave open: examples/terse.txt asks for a sentence of it
-METHODS = {
-    "sentences": {
+TRL = "--lr 5e-5 --warmup 10 --steps 75 --max-new-tokens 24 --measure-every 25"
+HEADLINE = ("sentences", "terse")                           # the demonstrations: in sentences, or the bare value
+# {experiment: (seeds, {method: its options})}. `sdft plain` is the paper's, on the student's own samples. What to make
+# of a bare value the official words, "an example for a response", leave open: examples/terse.txt asks for a sentence
+EXPERIMENTS = {
+    "sentences": (range(3), {
         "sft": "--method sft --lr 5e-5 --steps 48 --watch-every 24 --measure-every 12",
         "sdft plain": f"--template earlier-turn --lr 5e-5 {PLAIN}",
-        "sdft": f"{TEACHER} --contrast 1",
-    },
-    "terse": {
+        "sdft": SDFT,
+    }),
+    "terse": (range(3), {
         "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --watch-every 24 --measure-every 8",
-        "sdft": f"{TEACHER} --contrast 1 --template examples/terse.txt",
-    },
-}
-# as many for each method, on the seed TUNING; steps are chosen along their curves
-TRIALS = {
-    "sft": ["--method sft --lr 2e-5 --steps 72 --measure-every 24",
-            "--method sft --lr 5e-5 --steps 72 --measure-every 24",
-            "--method sft --lr 2e-5 --steps 72 --blend 0.8 --measure-every 24"],
-    "sdft plain": [f"--lr 2e-5 {PLAIN}", f"--template earlier-turn --lr 5e-5 {PLAIN}",
-                   f"--template earlier-turn --lr 1e-4 {PLAIN}"],
-    "sdft": [f"{TEACHER} --contrast 0", f"{TEACHER} --contrast 1 --against row", f"{TEACHER} --contrast 1"],
+        "sdft": f"{SDFT} --template examples/terse.txt",
+    }),
+    # what of the methods it is: one thing is another, and the rest as in `sentences`
+    "facts": (range(3), {
+        "sft self-replay": "--method sft --lr 5e-5 --steps 48 --penalty self-replay --strength 3 --watch-every 24 "
+                           "--measure-every 12",
+        "sft slow": "--method sft --lr 5e-6 --steps 240 --watch-every 60 --measure-every 60",
+        "self-replay": f"{SDFT} --penalty self-replay --strength 3",
+        "self-replay, cosine": f"{SDFT} --penalty self-replay --strength 3 --blend 0.9 --lr 1.5e-4 --warmup 20 "
+                               "--schedule cosine --steps 80",
+        "contrast 0": f"{SDFT} --contrast 0",
+        "contrast 0.5": f"{SDFT} --contrast 0.5",
+        "contrast 2": f"{SDFT} --contrast 2",
+        "contrast with another row": f"{SDFT} --against row",
+        "no contrast, skip 3": f"{SDFT} --contrast 0 --skip 3",
+        "student samples": f"{SDFT} --sampler student --temperature 1",
+        "half of the samples": f"{SDFT} --sampler 0.5",
+        **{f"alpha {alpha}": f"{SDFT} --alpha {alpha}" for alpha in (0.25, 0.5, 0.75)},
+        **{f"ema {decay}": f"{SDFT} --ema-decay {decay}" for decay in (0, 0.99, 1)},
+        **{divergence: f"{SDFT} --divergence {divergence}" for divergence in ("reverse", "jsd")},
+        "earlier turn": f"{SDFT} --template earlier-turn",
+        "asked for a sentence": f"{SDFT} --template examples/terse.txt",
+    }),
+    # as many for each method, on a seed that is not reported; steps are chosen along their curves
+    "trials": ([100], {f"{method} {name}": options for method, tried in {
+        "sft": {"lr 2e-5": "--method sft --lr 2e-5 --steps 72 --measure-every 24",
+                "lr 5e-5": "--method sft --lr 5e-5 --steps 72 --measure-every 24",
+                "lr 2e-5 blend 0.8": "--method sft --lr 2e-5 --steps 72 --blend 0.8 --measure-every 24"},
+        "sdft plain": {"lr 2e-5": f"--lr 2e-5 {PLAIN}",
+                       "lr 5e-5 earlier turn": f"--template earlier-turn --lr 5e-5 {PLAIN}",
+                       "lr 1e-4 earlier turn": f"--template earlier-turn --lr 1e-4 {PLAIN}"},
+        "sdft": {"contrast 0": f"{TEACHER} --contrast 0",
+                 "contrast 1 against row": f"{SDFT} --against row",
+                 "contrast 1": SDFT},
+    }.items() for name, options in tried.items()}),
+    # another trainer, in its own words and in the paper's, with the samples of `sdft plain`
+    "trl": (range(3), {"trl": TRL, "trl paper": f"{TRL} --paper"}),
 }
 FIGURES = {"learned": "learned", "unseen_phrasing": "R", "general": "base_accuracy", "kept": "kept",
            "neighbours": "neighbours", "neighbours_kept": "neighbours_kept", "drift": "drift_base",
@@ -62,16 +93,17 @@ ASKED = {"teach": (60, 68, 84), "general": (0, 60, 150), "open": (0,)}          
 # Runs.
 
 
-def files(kind, seed) -> str:
-    return os.path.join(ROOT, kind, str(seed), "files")
+def files(experiment, seed) -> str:
+    return os.path.join(ROOT, experiment, str(seed), "files")
 
 
-def job(kind, seed, name, options) -> Job:
-    there = files(kind, seed)
+def job(experiment, seed, name) -> Job:
+    there = files(experiment, seed)
     given = " ".join(f"--{option} {there}/{file}.jsonl" for option, file in (
         ("demos", "teach"), ("keep", "general"), ("neighbours", "neighbours"), ("open-prompts", "open")))
-    folder = os.path.join(ROOT, kind, str(seed), name)
-    return Job(folder, "train.py", f"--init {MODEL} {given} {ALL} {options} --seed {seed}", (kind, name))
+    program, common = ("lab/trl_smollm2.py", "--batch-size 16") if experiment == "trl" else ("train.py", ALL)
+    options = f"--init {MODEL} {given} {common} {EXPERIMENTS[experiment][1][name]} --seed {seed}"
+    return Job(os.path.join(ROOT, experiment, str(seed), name), program, options, (experiment, seed, name))
 
 
 def teach(job):
@@ -92,20 +124,19 @@ def teach(job):
 
 
 def teach_all(jobs):
-    """One after the other, with all cores: two at a time, a core each, are no faster together."""
-    for job in jobs:
-        if not is_done(job):
-            teach(job)
-        # 3 GB; the model stays
-        remove(job.folder, "checkpoint.pt")
-
-
-def prepare(kinds, seeds):
-    """The model, and the files of each seed."""
+    """One after the other, with all cores: two at a time, a core each, are no faster together. Yields each when it is
+    done."""
     fetch_smollm2.fetch(MODEL)
-    for kind in kinds:
-        for seed in seeds:
-            facts.write(facts.Config(seed=seed, terse=kind == "terse", out=files(kind, seed)))
+    for job in jobs:
+        experiment, seed, _ = job.key
+        facts.write(facts.Config(seed=seed, terse=experiment == "terse", out=files(experiment, seed)))
+        # what TRL's trainer makes has no options of train.py to compare
+        done = is_done(job) if job.program == "train.py" else os.path.exists(os.path.join(job.folder, "result.json"))
+        if not done:
+            teach(job)
+        # what a resumed run needs; the model stays
+        remove(job.folder, "checkpoint.pt")
+        yield job
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,14 +149,38 @@ def point(measured) -> dict:
 
 
 def found(job) -> dict:
-    """What a finished run found: its figures, how it got there, and what it started from."""
+    """What a finished run found, a row of results/smollm2-runs.json: its figures, how it got there, what it says."""
     result = read_json(os.path.join(job.folder, "result.json"))
     first, last = ({key: result[key][i] for key in FIGURES.values()} for i in (0, -1))
     curve = [{"step": p["step"], **point(p)} for p in result["curve"]]
-    steps, seconds = result["steps"][0], result["seconds"][0]
-    return {**point(last), "steps": steps, "seconds": seconds, "ceiling": (result["ceiling"] or [None])[0],
-            "curve": [{"step": 0, **point(first)}, *curve, {"step": steps, **point(last)}],
-            "commit": result["commit"], "versions": result["versions"], "machine": result["machine"]}
+    steps = result["steps"][0]
+    row = dict(zip(("experiment", "seed", "name"), job.key)) | {
+        **point(last), "steps": steps, "seconds": result["seconds"][0], "ceiling": (result["ceiling"] or [None])[0],
+        "curve": [{"step": 0, **point(first)}, *curve, {"step": steps, **point(last)}], "said": say(job),
+        **{k: result[k] for k in ("commit", "machine", "versions", "peak_mb") if k in result}, "command": command(job)}
+    # five digits say all
+    return json.loads(json.dumps(row), parse_float=lambda x: float(f"{float(x):.5g}"))
+
+
+def say(job) -> list[dict]:
+    """What the base and a run's model answer to some prompts: [{"prompt", "right", "base", "model"}]."""
+    models = {name: load_model(folder)[:2] for name, folder in
+              (("base", MODEL), ("model", os.path.join(job.folder, "model")))}
+    rows = []
+    for file, lines in ASKED.items():
+        path = os.path.join(files(*job.key[:2]), f"{file}.jsonl")
+        examples = read_examples([path], models["base"][1], 1024)
+        for e in (examples[i] for i in lines):
+            row = {"prompt": e.prompt, "right": "" if file == "open" else e.answer}
+            rows.append(row | {name: answers(*model, [e], room=64)[0] for name, model in models.items()})
+    return rows
+
+
+def side_by_side(runs: dict) -> list[dict]:
+    """What base and all methods' models said: [{"prompt", "right", "base", method: ...}]. runs: {method: its row}."""
+    first = next(iter(runs.values()))["said"]
+    return [{k: row[k] for k in ("prompt", "right", "base")} | {name: run["said"][i]["model"] for name, run in
+                                                                runs.items()} for i, row in enumerate(first)]
 
 
 def table(rows: dict) -> str:
@@ -142,20 +197,6 @@ def with_base(runs: dict) -> dict:
     """Rows of a table: the base, which is where each run began, before the methods."""
     base = next(iter(runs.values()))["curve"][0]
     return {"base": base | {"steps": 0, "seconds": 0}} | runs
-
-
-def say(jobs: dict, kind, seed) -> list[dict]:
-    """What the base and each method's model answer to the same prompts: [{"prompt", "right", "base", ...}]."""
-    folders = {"base": MODEL} | {name: os.path.join(job.folder, "model") for name, job in jobs.items()}
-    models = {name: load_model(folder)[:2] for name, folder in folders.items()}
-    tokenizer = models["base"][1]
-    rows = []
-    for file, lines in ASKED.items():
-        examples = read_examples([os.path.join(files(kind, seed), f"{file}.jsonl")], tokenizer, 1024)
-        for e in (examples[i] for i in lines):
-            row = {"prompt": e.prompt, "right": "" if file == "open" else e.answer}
-            rows.append(row | {name: answers(*model, [e], room=64)[0] for name, model in models.items()})
-    return rows
 
 
 def told(rows) -> str:
@@ -237,81 +278,81 @@ def answers_table(figures) -> str:
 # The command.
 
 
-def with_seeds(kind, seeds) -> dict:
-    """{method: what its runs found, one a seed}, of the seeds that have all methods."""
-    jobs = [{name: job(kind, seed, name, options) for name, options in METHODS[kind].items()} for seed in seeds]
-    done = [row for row in jobs if all(is_done(job) for job in row.values())]
-    return {name: [found(row[name]) for row in done] for name in METHODS[kind]} if done else {}
+def read_rows(results) -> dict:
+    """The rows of results/smollm2-runs.json: {(experiment, seed, name): row}."""
+    path = os.path.join(results, "smollm2-runs.json")
+    rows = read_json(path)["runs"] if os.path.exists(path) else []
+    return {(row["experiment"], row["seed"], row["name"]): row for row in rows}
 
 
-def evidence(results, n_seeds):
-    """All methods and demonstrations of some seeds; then what is done, in results/smollm2.json and .png."""
-    prepare(METHODS, SEEDS)
-    teach_all(job(kind, seed, name, options) for kind in METHODS for seed in SEEDS[:n_seeds]
-              for name, options in METHODS[kind].items())
-    gather(results)
+def write_rows(results, rows):
+    """One line a row, in the order of the plan; rows of an older plan go."""
+    jobs = [job(e, seed, name) for e, (seeds, methods) in EXPERIMENTS.items() for seed in seeds for name in methods]
+    lines = ",\n".join(json.dumps(rows[j.key]) for j in jobs if j.key in rows and as_planned(rows[j.key], j))
+    with replacing(os.path.join(results, "smollm2-runs.json")) as f:
+        f.write(f'{{"command": "python lab/smollm2.py all", "runs": [\n{lines}\n]}}\n')
 
 
-def gather(results):
-    by_kind = {kind: runs for kind in METHODS if (runs := with_seeds(kind, SEEDS))}
+def as_planned(row, job) -> bool:
+    return row["command"] == command(job)
+
+
+def evidence(results, experiments, n_seeds):
+    """The runs of some experiments, of which there is no row yet; then the headline."""
+    rows = read_rows(results)
+    jobs = [job(e, seed, name) for e in experiments for seed in EXPERIMENTS[e][0][:n_seeds]
+            for name in EXPERIMENTS[e][1]]
+    for done in teach_all(j for j in jobs if j.key not in rows or not as_planned(rows[j.key], j)):
+        rows[done.key] = found(done)
+        write_rows(results, rows)
+    gather(results, rows)
+
+
+def gather(results, rows):
+    """results/smollm2.json and .png, of the headline's seeds that have all methods."""
+    by_kind = {}
+    for kind in HEADLINE:
+        seeds, methods = EXPERIMENTS[kind]
+        whole = [seed for seed in seeds if all((kind, seed, name) in rows for name in methods)]
+        if whole:
+            by_kind[kind] = {name: [rows[kind, seed, name] for seed in whole] for name in methods}
+    if not by_kind:
+        return
     every = [run for methods in by_kind.values() for runs in methods.values() for run in runs]
-    if not every:
-        raise BadInput(f"{ROOT}: no seed has all its runs; make them with: python lab/smollm2.py --evidence")
-    summary = {"command": "python lab/smollm2.py --evidence", "commit": ", ".join(sorted({r["commit"] for r in every})),
+    summary = {"command": f"python lab/smollm2.py {' '.join(HEADLINE)}",
+               "commit": ", ".join(sorted({r["commit"] for r in every})),
                "versions": every[0]["versions"], "machine": every[0]["machine"]}
     for kind, methods in by_kind.items():
         base = over_seeds([{**run["curve"][0], "steps": 0, "seconds": 0} for run in methods["sft"]], FIGURES)
         summary[kind] = {"base": base} | {
-            name: {"options": f"{ALL} {METHODS[kind][name]}", **over_seeds(runs, [*COLUMNS, "ceiling"]),
+            name: {"options": f"{ALL} {EXPERIMENTS[kind][1][name]}", **over_seeds(runs, [*COLUMNS, "ceiling"]),
                    "curves": [run["curve"] for run in runs]} for name, runs in methods.items()}
-    kind = "sentences"
-    summary["answers"] = say({name: job(kind, 0, name, options) for name, options in METHODS[kind].items()}, kind, 0)
+    first = next(iter(by_kind.values()))
+    summary["answers"] = side_by_side({name: runs[0] for name, runs in first.items()})
     write_json(os.path.join(results, "smollm2.json"), summary)
     draw(by_kind, os.path.join(results, "smollm2.png"))
 
 
-def trials(results):
-    """How the methods were tuned: {method: {options: its curve}}, each with as many trials."""
-    kind = "sentences"
-    prepare([kind], [TUNING])
-    jobs = {name: {options: job(kind, TUNING, f"{name} {options}", options) for options in tried}
-            for name, tried in TRIALS.items()}
-    teach_all(job for tried in jobs.values() for job in tried.values())
-    runs = {name: {options: found(job) for options, job in tried.items()} for name, tried in jobs.items()}
-    every = [run for tried in runs.values() for run in tried.values()]
-    about = {"command": "python lab/smollm2.py --trials", "commit": ", ".join(sorted({r["commit"] for r in every})),
-             "versions": every[0]["versions"], "machine": every[0]["machine"], "seed": TUNING}
-    write_json(os.path.join(results, "smollm2-trials.json"), about | {
-        name: {f"{ALL} {options}": {"ceiling": run["ceiling"], "seconds": run["seconds"], "curve": run["curve"]}
-               for options, run in tried.items()} for name, tried in runs.items()})
-
-
 def demo():
-    kind, seed = "sentences", 0
-    prepare([kind], [seed])
-    jobs = {name: job(kind, seed, name, options) for name, options in METHODS[kind].items()}
-    teach_all(jobs.values())
-    runs = {name: found(job) for name, job in jobs.items()}
-    print(f"{told(say(jobs, kind, seed))}\n\n{table(with_base(runs))}", flush=True)
+    kind = "sentences"
+    runs = {done.key[-1]: found(done) for done in teach_all(job(kind, 0, name) for name in EXPERIMENTS[kind][1])}
+    print(f"{told(side_by_side(runs))}\n\n{table(with_base(runs))}", flush=True)
     draw({kind: {name: [run] for name, run in runs.items()}}, picture := os.path.join(ROOT, "learning.png"))
     print(f"wrote {picture}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--evidence", action="store_true", help="three seeds")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="the first so many of them (default: all)")
-    parser.add_argument("--trials", action="store_true", help="how the methods were tuned")
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"all, or of {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--seeds", type=int, help="the first so many seeds of each experiment (default: all)")
     args = parser.parse_args()
-    if not 1 <= args.seeds <= len(SEEDS):
-        parser.error(f"--seeds {args.seeds}: must be from 1 to {len(SEEDS)}")
-    if args.trials and args.evidence:
-        parser.error("--trials and --evidence: one after the other")
+    if unknown := set(args.experiments) - {"all", *EXPERIMENTS}:
+        parser.error(f"no experiment is called {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}")
+    if args.seeds is not None and args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: must be 1 or more")
     with ends_in_one_line():
-        if args.trials:
-            trials("results")
-        elif args.evidence:
-            evidence("results", args.seeds)
+        if args.experiments:
+            evidence("results", EXPERIMENTS if "all" in args.experiments else args.experiments, args.seeds)
         else:
             demo()
 

@@ -1,6 +1,7 @@
 """The runs of a real model, with a tiny random one in its place: they are made, made once, and told."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +26,9 @@ def tiny(here, monkeypatch):  # noqa: F811
     """Two seeds of three methods; the model is there already."""
     os.makedirs("out")
     os.rename("base", "out/smollm2")
-    monkeypatch.setattr(smollm2, "METHODS", {"sentences": METHODS})
+    monkeypatch.setattr(smollm2, "EXPERIMENTS", {"sentences": (range(2), METHODS)})
+    monkeypatch.setattr(smollm2, "HEADLINE", ("sentences",))
     monkeypatch.setattr(smollm2, "ALL", OPTIONS)
-    monkeypatch.setattr(smollm2, "SEEDS", range(2))
     return here
 
 
@@ -55,9 +56,9 @@ def test_a_demo_makes_its_runs_once_and_prints_table_and_answers(tiny, monkeypat
 
 def test_evidence_has_every_seed_its_mean_and_its_interval(tiny, monkeypatch):
     methods = {name: METHODS[name] for name in ("sft", "sdft")}
-    monkeypatch.setattr(smollm2, "METHODS", {"sentences": methods})
+    monkeypatch.setattr(smollm2, "EXPERIMENTS", {"sentences": (range(2), methods)})
     os.makedirs("results")
-    smollm2.evidence("results", 2)
+    smollm2.evidence("results", ["sentences"], None)
     with open("results/smollm2.json") as f:
         found = json.load(f)
     assert found.keys() == {"command", "commit", "versions", "machine", "sentences", "answers"}
@@ -67,7 +68,7 @@ def test_evidence_has_every_seed_its_mean_and_its_interval(tiny, monkeypatch):
             seeds = row[figure]["seeds"]
             assert len(seeds) == 2 and row[figure]["mean"] == pytest.approx(np.mean(seeds))
             # of two: 12.7 times the error of the mean, which is half of their distance
-            assert row[figure]["ci95"] == pytest.approx(12.706 * abs(seeds[0] - seeds[1]) / 2)
+            assert row[figure]["ci95"] == pytest.approx(12.706 * abs(seeds[0] - seeds[1]) / 2, rel=1e-4)
         if name != "base":
             assert [len(curve) for curve in row["curves"]] == [3, 3] and row["steps"]["mean"] == 2
             assert row["curves"][0][0]["drift"] == 0 < row["drift"]["seeds"][0] == row["curves"][0][-1]["drift"]
@@ -76,18 +77,30 @@ def test_evidence_has_every_seed_its_mean_and_its_interval(tiny, monkeypatch):
     assert os.path.getsize("results/smollm2.png") > 1000
 
 
-def test_trials_are_told_with_their_curves(tiny, monkeypatch):
+def test_a_row_stands_for_its_run_until_the_plan_is_another(tiny, monkeypatch):
+    plan = {"trials": ([100], {"sft lr 0.1": "--method sft --lr 0.1", "sdft lr 0.1": "--lr 0.1"})}
+    monkeypatch.setattr(smollm2, "EXPERIMENTS", plan)
+    monkeypatch.setattr(smollm2, "HEADLINE", ())
     os.makedirs("results")
-    monkeypatch.setattr(smollm2, "TRIALS", {"sft": ["--method sft --lr 0.1"], "sdft": ["--lr 0.1"]})
-    smollm2.trials("results")
-    with open("results/smollm2-trials.json") as f:
-        found = json.load(f)
-    assert found["seed"] == 100 and found["sft"].keys() == {f"{OPTIONS} --method sft --lr 0.1"}
-    assert len(found["sdft"][f"{OPTIONS} --lr 0.1"]["curve"]) == 3
+    smollm2.evidence("results", ["trials"], 1)
+    rows = smollm2.read_rows("results")
+    assert list(rows) == [("trials", 100, "sft lr 0.1"), ("trials", 100, "sdft lr 0.1")]
+    row = rows["trials", 100, "sdft lr 0.1"]
+    assert len(row["curve"]) == 3 and row["command"].startswith("python train.py --init out/smollm2 --demos ")
+    assert row["said"][0].keys() == {"prompt", "right", "base", "model"} and len(row["said"]) == 7
+    # its folder may go; of another run the row goes
+    shutil.rmtree("out/smollm2-runs")
+    plan["trials"][1]["sft lr 0.1"] = "--method sft --lr 0.2"
+    made, teach = [], smollm2.teach
+    monkeypatch.setattr(smollm2, "teach", lambda job: made.append(job.key) or teach(job))
+    smollm2.evidence("results", ["trials"], 1)
+    assert made == [("trials", 100, "sft lr 0.1")]
+    again = smollm2.read_rows("results")
+    assert again["trials", 100, "sdft lr 0.1"] == row and "--lr 0.2" in again[made[0]]["command"]
 
 
 def test_a_run_that_fails_is_named(tiny, monkeypatch):
-    monkeypatch.setattr(smollm2, "METHODS", {"sentences": {"sdft": "--guard 0.9"}})
+    monkeypatch.setattr(smollm2, "EXPERIMENTS", {"sentences": (range(1), {"sdft": "--guard 0.9"})})
     with pytest.raises(BadInput, match="out/smollm2-runs/sentences/0/sdft: the run ended with an error"):
         smollm2.demo()
 
