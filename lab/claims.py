@@ -851,6 +851,17 @@ def kernel_text(figures) -> str:
     return "\n".join(lines)
 
 
+def growth_text(figures) -> str:
+    lines = ["| grows | from | to | sampling, slope | training, slope | memory, slope | last step: sampling | training "
+             "| memory |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    for name, axis in figures["axes"].items():
+        points, measured = axis["points"], ("sampling_ms", "training_ms", "peak_mb")
+        cells = [f"{axis['slope'][m]:.2f}" for m in measured] + [f"{axis['last_doubling'][m]:.2f}" for m in measured]
+        lines.append(f"| {name}, by {points[-1]['x'] / points[-2]['x']:.1f} at last | {points[0]['x']:,} | "
+                     f"{points[-1]['x']:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def of_runs(text):
     """A text made of the rows of runs.json, as one made of the file."""
     return lambda file: text(file["runs"])
@@ -863,12 +874,14 @@ TEXTS |= {name: functools.partial(ablation_text, experiment=name) for name in EX
           if name not in ("tune", "baselines")}
 BLOCKS = {name: ("runs", of_runs(text)) for name, text in TEXTS.items()}
 BLOCKS |= {"claims": ("evidence", claims_text), "commits": ("runs", commits_text), "step": ("step_cpu", step_text),
-           "kernel": ("kernel_cpu", kernel_text), "smollm2-answers": ("smollm2", smollm2.answers_table)}
+           "kernel": ("kernel_cpu", kernel_text), "growth": ("growth_cpu", growth_text),
+           "smollm2-answers": ("smollm2", smollm2.answers_table)}
 BLOCKS |= {f"smollm2-{kind}": ("smollm2", functools.partial(smollm2.with_intervals, kind=kind))
            for kind in smollm2.HEADLINE}
 # What makes each JSON.
 MADE_BY = {"runs": "lab/evidence.py", "evidence": "lab/claims.py", "step_cpu": "tests/bench_step.py",
-           "kernel_cpu": "tests/bench_kernel.py", "smollm2": "lab/smollm2.py all"}
+           "kernel_cpu": "tests/bench_kernel.py", "growth_cpu": "tests/bench_growth.py",
+           "smollm2": "lab/smollm2.py all"}
 READMES = ("README.md", os.path.join("lab", "README.md"), os.path.join("examples", "README.md"))
 
 

@@ -7,7 +7,8 @@ states in chunks, prompts of 32 tokens, demonstration prompts of 96, answers of 
 times while the others stay. Each point is a process of its own; its memory is the most that it held, less what it held
 before the model was there. slope: the exponent a of y ~ x^a, fitted by least squares of logarithms; 1 is linear, and
 less says that something in it does not grow. last doubling: how many times more the last point takes than the one
-before, where what does not grow weighs least; 2 is linear. Left out: the GPU (tests/gpu.py has its sizes).
+before, where what does not grow weighs least: 2 is linear, and 3.3 of a width, which makes so many times the
+parameters. Left out: the GPU (tests/gpu.py has its sizes).
 """
 import argparse
 import json
