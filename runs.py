@@ -377,6 +377,11 @@ def provenance() -> dict:
 # The log: lines for people, and a line of JSON for programs at each logged step.
 
 
+def peak_mb() -> int:
+    """The most memory that this process has held, in MB. macOS counts it in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "linux" else 1024**2)
+
+
 class Log:
     """log.jsonl in the folder of a run, and what the terminal shows.
 
@@ -438,8 +443,7 @@ class Log:
         ms = 1000 * (now - self.last[0]) / max(1, step - self.last[1])
         self.last = now, step
         left = self.seconds() / step * max(0, steps - step)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "linux" else 1024**2)
-        about = {"ms": round(ms, 1), "peak_mb": peak, "seconds": round(self.seconds(), 1), "left": round(left, 1)}
+        about = {"ms": round(ms, 1), "peak_mb": peak_mb(), "seconds": round(self.seconds(), 1), "left": round(left, 1)}
         self.write(record | about)
         speed = f"{ms:.0f} ms/step, {record['tokens'] / ms * 1000:,.0f} tokens/s"
         self.progress(f"{text} | {speed} | {left:.0f} s left", due)

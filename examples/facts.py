@@ -264,12 +264,16 @@ def known(tables, task) -> list[dict]:
     return [row(q.format(k=k), s.format(k=k, v=v), v, task, "test") for q, s, (k, v) in pairs]
 
 
+def kept() -> dict[str, list]:
+    """{file: rows} of what the model should still know and do."""
+    return {"general": known(GENERAL, "general"), "neighbours": known(NEIGHBOURS, "neighbours"),
+            "open": [row(prompt, said, said, "open", "test") for prompt, said in OPEN]}
+
+
 def write(config) -> list[dict]:
     """Writes the files; returns the rows of teach.jsonl."""
     taught = lessons(invent(random.Random(f"facts {config.seed}")), config.terse)
-    files = {"teach": taught, "general": known(GENERAL, "general"), "neighbours": known(NEIGHBOURS, "neighbours"),
-             "open": [row(prompt, said, said, "open", "test") for prompt, said in OPEN]}
-    for name, rows in files.items():
+    for name, rows in ({"teach": taught} | kept()).items():
         write_rows(os.path.join(config.out, f"{name}.jsonl"), rows)
     return taught
 

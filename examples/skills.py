@@ -148,10 +148,7 @@ def write(config) -> dict[str, list]:
     skills = {task: practice(task, rng) for task in SKILLS}
     tasks = sequence(rng, skills)
     files = {os.path.join("sequence", f"{i:02}-{task}"): rows for i, (task, rows) in enumerate(tasks.items(), 1)}
-    files |= {"general": facts.known(facts.GENERAL, "general"),
-              "neighbours": facts.known(facts.NEIGHBOURS, "neighbours"),
-              "open": [row(prompt, said, said, "open", "test") for prompt, said in facts.OPEN]}
-    for name, rows in (skills | files).items():
+    for name, rows in (skills | files | facts.kept()).items():
         write_rows(os.path.join(config.out, f"{name}.jsonl"), rows)
     return tasks
 

@@ -27,7 +27,6 @@ import dataclasses
 import json
 import os
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -51,7 +50,7 @@ import train
 from chat import EARLIER, messages_of
 from eval import Probe, accuracy, changes, is_chat, model_folder
 from model import bf16_copy, their_weights
-from runs import (BadInput, Log, ends_in_one_line, flag, given_options, locked, provenance, quoted, remove,
+from runs import (BadInput, Log, ends_in_one_line, flag, given_options, locked, peak_mb, provenance, quoted, remove,
                   remove_model, set_up_machine, write_json)
 
 # The options of train.py that mean something here.
@@ -193,8 +192,7 @@ def teach(config, paper, lessons) -> dict:
     history.generated_tokens.append(watch.tokens)
     ours.save_pretrained(os.path.join(config.out, "model"), lessons.folder, files=tokenizer.files())
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "linux" else 1024**2)
-    result = {"method": name, "settings": settings, **origin, "tasks": [task.name], "peak_mb": peak,
+    result = {"method": name, "settings": settings, **origin, "tasks": [task.name], "peak_mb": peak_mb(),
               **dataclasses.asdict(history)}
     write_json(path := os.path.join(config.out, "result.json"), result)
     log.say(f"after {config.steps} steps: {train.in_words(after, 1)}\n{changes(result)}\nwrote {path}")

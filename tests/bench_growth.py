@@ -13,7 +13,6 @@ parameters. Left out: the GPU (tests/gpu.py has its sizes).
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 
@@ -28,10 +27,6 @@ AXES = {"rows": (4, 8, 16, 32), "answer": (16, 32, 64, 128), "words": (8_192, 16
 MEASURED = ("sampling_ms", "training_ms", "peak_mb")
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform == "linux" else 2**20)
-
-
 def one_step(rows, answer, words, width) -> dict:
     """Medians of a step's sampling and of the rest, in milliseconds, the memory in MB, and the model's parameters."""
     import sdft
@@ -39,7 +34,7 @@ def one_step(rows, answer, words, width) -> dict:
     from bench_kernel import milliseconds
     from gpu import random_batch, random_model
     from model import GPTConfig, Sampler, frozen_copy
-    from runs import set_up_machine
+    from runs import peak_mb, set_up_machine
 
     set_up_machine("cpu", 0, False)
     before = peak_mb()

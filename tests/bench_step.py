@@ -16,7 +16,6 @@ import contextlib
 import copy
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -83,6 +82,7 @@ def ours_of(folder, facts, steps):
     sys.path.insert(0, ROOT)
     import sdft
     import train
+    from runs import peak_mb
 
     ends, step = [], sdft.sdft_step
 
@@ -97,7 +97,7 @@ def ours_of(folder, facts, steps):
                     "--bf16", "--guard", "0", "--watch-every", "1000", "--save-every", "1000", "--converged", "0",
                     "--steps", str(steps + 3), "--out", os.path.join(out, "run")])
     times = [1000 * (b - a) for a, b in zip(ends[2:], ends[3:])]
-    return {"step": statistics.median(times), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    return {"step": statistics.median(times), "peak_mb": peak_mb()}
 
 
 TRL_OF = """
