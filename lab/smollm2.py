@@ -29,16 +29,23 @@ from runs import BadInput, ends_in_one_line, read_json, remove, replacing, write
 ROOT, MODEL = os.path.join("out", "smollm2-runs"), os.path.join("out", "smollm2")
 ALL = "--batch-size 16 --bf16 --converged 0 --save-every 1000"
 SAMPLES = "--max-new-tokens 24 --watch-every 25 --measure-every 25"
-TEACHER = f"--sampler teacher --temperature 0.5 --lr 5e-5 --warmup 30 --steps 100 --blend 0.8 {SAMPLES}"
-SDFT = f"{TEACHER} --contrast 1"
+TEACHER = f"--sampler teacher --temperature 0.5 {SAMPLES}"
+CONSTANT = f"{TEACHER} --lr 5e-5 --warmup 30 --steps 100 --blend 0.8"
+COSINE = f"{TEACHER} --lr 1.5e-4 --warmup 20 --schedule cosine --blend 0.9"
+SELF_REPLAY = "--penalty self-replay --strength 3"
+NO_PENALTY = f"{COSINE} --steps 80 --contrast 1"
+SDFT = f"{NO_PENALTY} {SELF_REPLAY}"
+SFT = "--method sft --lr 5e-5 --steps 48 --watch-every 24 --measure-every 12"
 PLAIN = f"--warmup 10 --steps 75 {SAMPLES}"
 TRL = "--lr 5e-5 --warmup 10 --steps 75 --max-new-tokens 24 --measure-every 25"
 HEADLINE = ("sentences", "terse")                           # the demonstrations: in sentences, or the bare value
+DEMO = ("sft", "sdft plain", "sdft")                        # of the sentences, in twenty minutes
 # {experiment: (seeds, {method: its options})}. `sdft plain` is the paper's, on the student's own samples. What to make
 # of a bare value the official words, "an example for a response", leave open: examples/terse.txt asks for a sentence
 EXPERIMENTS = {
     "sentences": (range(3), {
-        "sft": "--method sft --lr 5e-5 --steps 48 --watch-every 24 --measure-every 12",
+        "sft": SFT,
+        "sft self-replay": f"{SFT} {SELF_REPLAY}",
         "sdft plain": f"--template earlier-turn --lr 5e-5 {PLAIN}",
         "sdft": SDFT,
     }),
@@ -48,12 +55,9 @@ EXPERIMENTS = {
     }),
     # what of the methods it is: one thing is another, and the rest as in `sentences`
     "facts": (range(3), {
-        "sft self-replay": "--method sft --lr 5e-5 --steps 48 --penalty self-replay --strength 3 --watch-every 24 "
-                           "--measure-every 12",
         "sft slow": "--method sft --lr 5e-6 --steps 240 --watch-every 60 --measure-every 60",
-        "self-replay": f"{SDFT} --penalty self-replay --strength 3",
-        "self-replay, cosine": f"{SDFT} --penalty self-replay --strength 3 --blend 0.9 --lr 1.5e-4 --warmup 20 "
-                               "--schedule cosine --steps 80",
+        "no self-replay": NO_PENALTY,
+        "no self-replay, constant rate": f"{CONSTANT} --contrast 1",
         "contrast 0": f"{SDFT} --contrast 0",
         "contrast 0.5": f"{SDFT} --contrast 0.5",
         "contrast 2": f"{SDFT} --contrast 2",
@@ -67,17 +71,22 @@ EXPERIMENTS = {
         "earlier turn": f"{SDFT} --template earlier-turn",
         "asked for a sentence": f"{SDFT} --template examples/terse.txt",
     }),
-    # as many for each method, on a seed that is not reported; steps are chosen along their curves
+    # as many for SFT as for SDFT in all its forms, on a seed that is not reported; steps are chosen along their curves
     "trials": ([100], {f"{method} {name}": options for method, tried in {
-        "sft": {"lr 2e-5": "--method sft --lr 2e-5 --steps 72 --measure-every 24",
-                "lr 5e-5": "--method sft --lr 5e-5 --steps 72 --measure-every 24",
-                "lr 2e-5 blend 0.8": "--method sft --lr 2e-5 --steps 72 --blend 0.8 --measure-every 24"},
+        "sft": {"lr 2e-5": f"{SFT} --lr 2e-5 --steps 72",
+                "lr 5e-5": f"{SFT} --steps 72",
+                "lr 1e-4 cosine": f"{SFT} --lr 1e-4 --schedule cosine",
+                "lr 5e-5 blend 0.8": f"{SFT} --blend 0.8",
+                "lr 5e-5 self-replay 1": f"{SFT} --penalty self-replay --strength 1",
+                "lr 5e-5 self-replay 3": f"{SFT} {SELF_REPLAY}",
+                "lr 1e-4 cosine self-replay 3": f"{SFT} --lr 1e-4 --schedule cosine {SELF_REPLAY}"},
         "sdft plain": {"lr 2e-5": f"--lr 2e-5 {PLAIN}",
-                       "lr 5e-5 earlier turn": f"--template earlier-turn --lr 5e-5 {PLAIN}",
-                       "lr 1e-4 earlier turn": f"--template earlier-turn --lr 1e-4 {PLAIN}"},
-        "sdft": {"contrast 0": f"{TEACHER} --contrast 0",
-                 "contrast 1 against row": f"{SDFT} --against row",
-                 "contrast 1": SDFT},
+                       "lr 5e-5 earlier turn": f"--template earlier-turn --lr 5e-5 {PLAIN}"},
+        "sdft": {"contrast 0": f"{CONSTANT} --contrast 0",
+                 "contrast 1": f"{CONSTANT} --contrast 1",
+                 "contrast 1 against row": f"{CONSTANT} --contrast 1 --against row",
+                 "cosine self-replay 3": SDFT,
+                 "cosine self-replay 3, 100 steps": f"{SDFT} --steps 100"},
     }.items() for name, options in tried.items()}),
     # another trainer, in its own words and in the paper's, with the samples of `sdft plain`
     "trl": (range(3), {"trl": TRL, "trl paper": f"{TRL} --paper"}),
@@ -335,7 +344,7 @@ def gather(results, rows):
 
 def demo():
     kind = "sentences"
-    runs = {done.key[-1]: found(done) for done in teach_all(job(kind, 0, name) for name in EXPERIMENTS[kind][1])}
+    runs = {done.key[-1]: found(done) for done in teach_all(job(kind, 0, name) for name in DEMO)}
     print(f"{told(side_by_side(runs))}\n\n{table(with_base(runs))}", flush=True)
     draw({kind: {name: [run] for name, run in runs.items()}}, picture := os.path.join(ROOT, "learning.png"))
     print(f"wrote {picture}")
