@@ -372,19 +372,19 @@ def bf16_copy(model):
 
 
 class Sampler:
-    """sample(model, prompt, length, n_new) at a temperature, counted: everything that a loss needs is generated here;
-    what looks at the teacher and tests generate is not counted.
+    """sample(model, prompt, length, n_new), counted: everything that a loss needs is generated here; what looks at the
+    teacher and tests generate is not counted.
 
     bf16: a copy in bf16 answers, its weights brought up to date at each call. A step that writes one token reads every
     weight, so it takes half the time; the losses of what is sampled are those of the model itself.
     """
 
-    def __init__(self, end, temperature=1.0, bf16=False):
-        self.end, self.temperature, self.bf16 = end, temperature, bf16
+    def __init__(self, end, bf16=False):
+        self.end, self.bf16 = end, bf16
         self.tokens, self.copy = 0, None
 
     @torch.no_grad()
-    def __call__(self, model, prompt, length, n_new, end=None):
+    def __call__(self, model, prompt, length, n_new, end=None, temperature=1.0):
         if self.bf16:
             self.copy = self.copy or bf16_copy(model)
             for copied, weight in zip(self.copy.parameters(), model.parameters()):
@@ -392,7 +392,7 @@ class Sampler:
             model = self.copy
         # a copy in bf16 needs no casts
         with torch.autocast(prompt.device.type, enabled=False) if self.bf16 else contextlib.nullcontext():
-            response, mask = model.generate(prompt, length, n_new, self.end if end is None else end, self.temperature)
+            response, mask = model.generate(prompt, length, n_new, self.end if end is None else end, temperature)
         self.tokens += int(mask.sum())
         return response, mask
 

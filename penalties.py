@@ -17,7 +17,7 @@ from runs import BadInput
 DREAMS = 512                      # prompts that self-replay dreams before each task
 FISHER = 256                      # answers from which EWC estimates the Fisher information of a task
 LONGEST = 16                      # tokens of a dreamt prompt, and of the answer to it
-OF_CHAT = (128, 32)               # the same two of a chat model, whose sentences are longer, and dearer
+OF_CHAT = (512, 32)               # the same two of a chat model, whose sentences are longer
 
 
 class Penalty:
@@ -62,8 +62,12 @@ class Penalty:
         if self.memory is not None:
             self.memory = [t.to(student.head.weight.device) for t in self.memory]
         if state["previous"] is not None:
-            self.previous = frozen_copy(student)
+            self.previous = frozen_copy(self.compared(student))
             self.previous.load_state_dict(state["previous"])
+
+    def compared(self, student):
+        """The part of a student that `previous` is an older copy of."""
+        return student
 
 
 class Replay(Penalty):
@@ -85,22 +89,32 @@ class Replay(Penalty):
 
 
 class SelfReplay(Penalty):
-    """The model before the task dreams prompts of its own past; the student is held to its old answers to them."""
+    """The model before the task dreams prompts of its own past; the student is held to its old answers to them.
+
+    Of the old model stay its dreams, its hidden states along them, and the head that makes logits of these.
+    """
 
     strength = 0.1
 
     def begin(self, student, task):
         super().begin(student, task)
-        self.previous = frozen_copy(student)
-        self.memory = dream(self.previous, self.tokenizer, self.sample, *self.dreams)
+        old = frozen_copy(student)
+        dreams = dream(old, self.tokenizer, self.sample, *self.dreams)
+        with torch.no_grad():
+            hidden = [sdft.score(old, *part, return_hidden=True)
+                      for part in zip(*(t.split(self.batch_size) for t in dreams[:3]))]
+        self.previous, self.memory = old.head, (*dreams, torch.cat(hidden))
 
     def loss(self, batch):
         rows = torch.randint(len(self.memory[0]), (self.batch_size,)).to(batch.prompt.device)
-        prompt, length, response, mask = (t[rows] for t in self.memory)
+        prompt, length, response, mask, hidden = (t[rows] for t in self.memory)
         # the memory is as wide as its longest dream
         prompt, longest = prompt[:, : length.max()], mask.sum(1).max()
-        response, mask = response[:, :longest], mask[:, :longest]
-        return lambda student: self.strength * follow(student, self.previous, prompt, length, response, mask)
+        response, mask, hidden = (t[:, :longest] for t in (response, mask, hidden))
+        return lambda student: self.strength * follow(student, prompt, length, response, mask, hidden, self.previous)
+
+    def compared(self, student):
+        return student.head
 
 
 class LwF(Penalty):
@@ -115,7 +129,10 @@ class LwF(Penalty):
     def loss(self, batch):
         def old_answers(student):
             response, mask = self.sample(self.previous, batch.prompt, batch.length, batch.room)
-            return self.strength * follow(student, self.previous, batch.prompt, batch.length, response, mask)
+            answered = batch.prompt, batch.length, response
+            with torch.no_grad():
+                hidden = sdft.score(self.previous, *answered, return_hidden=True)
+            return self.strength * follow(student, *answered, mask, hidden, self.previous.head)
 
         return old_answers
 
@@ -170,12 +187,10 @@ class EWC(L2):
 PENALTIES = {"none": Penalty, "replay": Replay, "self-replay": SelfReplay, "lwf": LwF, "l2": L2, "ewc": EWC}
 
 
-def follow(student, previous, prompt, length, response, mask):
-    """KL(previous ‖ student) along answers of the previous model."""
-    with torch.no_grad():
-        target = sdft.score(previous, prompt, length, response, return_hidden=True)
+def follow(student, prompt, length, response, mask, old_hidden, old_head):
+    """KL(old ‖ student) along answers of an old model, of which the hidden states (B, R, D) and the head are known."""
     hidden = sdft.score(student, prompt, length, response, return_hidden=True)
-    return sdft.linear_distill_loss(hidden, student.head.weight, target, previous.head.weight, mask)
+    return sdft.linear_distill_loss(hidden, student.head.weight, old_hidden, old_head.weight, mask)
 
 
 def dream(model, tokenizer, sample, n, longest):

@@ -10,6 +10,7 @@ Left out: more than one machine, and all else that a trainer framework is for.
 """
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -51,7 +52,7 @@ class Config:
         "student", "who answers, and is trained on that: student, teacher (behind its demonstration), or the share of "
         "a batch's rows, rounded, that the teacher answers, such as 0.5", only=SDFT)
     temperature: float = option(
-        1.0, "of all samples, those that penalties need among them", within=(0.01, 100), only=SDFT)
+        1.0, "of the answers that are trained on; what penalties sample is at 1", within=(0.01, 100), only=SDFT)
     skip: int = option(
         0, "tokens at the beginning of a sample that the loss leaves out, its last one never (official code: 3)",
         within=(0, MANY), only=SDFT)
@@ -262,13 +263,15 @@ def who_answers(run, config, batch):
     demonstrations, and the student the others, the bare prompts."""
     share, room = share_of_teacher(config.sampler), config.max_new_tokens or batch.room
 
+    answer = functools.partial(run.sample, n_new=room, temperature=config.temperature)
+
     def sample(student, prompt, length):
         n = round(share * len(prompt))
         parts = []
         if n > 0:
-            parts.append(run.sample(run.teacher, batch.demo_prompt[:n], batch.demo_length[:n], room))
+            parts.append(answer(run.teacher, batch.demo_prompt[:n], batch.demo_length[:n]))
         if n < len(prompt):
-            parts.append(run.sample(student, prompt[n:], length[n:], room))
+            parts.append(answer(student, prompt[n:], length[n:]))
         R = max(response.shape[1] for response, _ in parts)
         response, mask = zip(*((F.pad(r, (0, R - r.shape[1]), value=run.sample.end), F.pad(m, (0, R - m.shape[1])))
                                for r, m in parts))
@@ -537,7 +540,7 @@ def begin(config, lessons) -> Run:
     optimizer = (adamw(student, config.lr) if lessons.chat else
                  make_optimizer(student, config.lr, config.embed_lr, scale))
     guard = sdft.TeacherGuard(config.guard if config.method == "sdft" else 0.0, student, teacher)
-    rng, sample = random.Random(f"training {config.seed}"), Sampler(tokenizer.end, config.temperature, low)
+    rng, sample = random.Random(f"training {config.seed}"), Sampler(tokenizer.end, low)
     penalty = PENALTIES[config.penalty](strength=config.strength, batch_size=config.batch_size, tasks=tasks,
                                         tokenizer=tokenizer, sample=sample, scale=scale, rng=rng)
     # L2 and EWC pull the weights back behind each step, before the teacher follows

@@ -193,7 +193,7 @@ def one_step(name, work, low, adamw, compiled, tflops, small) -> dict:
     # so small that a random model stays what it is
     optimizer = train.adamw(student, 1e-7) if adamw else train.make_optimizer(
         student, 1e-7, 1e-7, train.row_scale(None, 1e-3, student))
-    batch, sampler = random_batch(work, V, device), Sampler(-1, 1.0, bf16=low and adamw)
+    batch, sampler = random_batch(work, V, device), Sampler(-1, bf16=low and adamw)
     loss_fn = train.compiled(sdft.on_policy_loss) if compiled else None
     losses = []
 

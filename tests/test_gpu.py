@@ -294,7 +294,7 @@ def test_samples_are_drawn_from_the_model(device, bf16):
     model, n, end = random_gpt(0, 12).to(device), 20_000, 3
     prompt = torch.randint(12, (1, 4), device=device).repeat(n, 1)
     length = torch.full((n,), 4, device=device)
-    sample = Sampler(end, 1.0, bf16)
+    sample = Sampler(end, bf16)
     response, mask = sample(model, prompt, length, 3)
     expected = model(prompt[:1])[0, -1].softmax(-1).cpu()
     seen = torch.bincount(response[:, 0].cpu(), minlength=12) / n
@@ -327,7 +327,7 @@ def test_one_step_moves_every_weight_and_the_teacher_follows(device, bf16, copie
     teacher.load_state_dict(student.state_dict())
     before = [p.detach().clone() for p in student.parameters()]
     guard = sdft.TeacherGuard(0.5, student, teacher)
-    sampler = Sampler(-1, 1.0, copied)
+    sampler = Sampler(-1, copied)
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         sdft.sdft_step(student, teacher, train.adamw(student, 1e-3), batch, lambda *sampled: sampler(*sampled, 5),
                        linear=True, ema_decay=0.9)
