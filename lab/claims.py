@@ -876,12 +876,16 @@ BLOCKS = {name: ("runs", of_runs(text)) for name, text in TEXTS.items()}
 BLOCKS |= {"claims": ("evidence", claims_text), "commits": ("runs", commits_text), "step": ("step_cpu", step_text),
            "kernel": ("kernel_cpu", kernel_text), "growth": ("growth_cpu", growth_text),
            "smollm2-answers": ("smollm2", smollm2.answers_table)}
-BLOCKS |= {f"smollm2-{kind}": ("smollm2", functools.partial(smollm2.with_intervals, kind=kind))
+BLOCKS |= {f"smollm2-{kind}": ("smollm2", functools.partial(smollm2.headline_table, kind=kind))
            for kind in smollm2.HEADLINE}
+BLOCKS |= {f"smollm2-{name}": ("smollm2-runs", functools.partial(smollm2.experiment_table, experiments=experiments))
+           for name, experiments in (("trials", ["trials"]), ("facts", ["sentences", "facts"]), ("skills", ["skills"]),
+                                     ("trl", ["trl"]))}
+BLOCKS["smollm2-sequence"] = "smollm2-runs", smollm2.sequence_table
 # What makes each JSON.
 MADE_BY = {"runs": "lab/evidence.py", "evidence": "lab/claims.py", "step_cpu": "tests/bench_step.py",
            "kernel_cpu": "tests/bench_kernel.py", "growth_cpu": "tests/bench_growth.py",
-           "smollm2": "lab/smollm2.py all"}
+           "smollm2": "lab/smollm2.py all", "smollm2-runs": "lab/smollm2.py all"}
 READMES = ("README.md", os.path.join("lab", "README.md"), os.path.join("examples", "README.md"))
 
 

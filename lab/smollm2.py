@@ -11,6 +11,7 @@ train.py, and are printed. Figures are fractions, drift nats a token. The experi
 (lab/trl_smollm2.py).
 """
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -21,8 +22,9 @@ sys.path[1:1] = [HOUSE, os.path.join(HOUSE, "examples")]
 import facts
 import fetch_smollm2
 import report
+import skills
 from data import read_examples
-from eval import answers, load_model
+from eval import answers, continual_metrics, load_model, mean
 from evidence import Job, command, is_done
 from runs import BadInput, ends_in_one_line, read_json, remove, replacing, write_json
 
@@ -33,12 +35,14 @@ TEACHER = f"--sampler teacher --temperature 0.5 {SAMPLES}"
 CONSTANT = f"{TEACHER} --lr 5e-5 --warmup 30 --steps 100 --blend 0.8"
 COSINE = f"{TEACHER} --lr 1.5e-4 --warmup 20 --schedule cosine --blend 0.9"
 SELF_REPLAY = "--penalty self-replay --strength 3"
-NO_PENALTY = f"{COSINE} --steps 80 --contrast 1"
+NO_PENALTY = f"{COSINE} --steps 100 --contrast 1"
 SDFT = f"{NO_PENALTY} {SELF_REPLAY}"
 SFT = "--method sft --lr 5e-5 --steps 48 --watch-every 24 --measure-every 12"
-PLAIN = f"--warmup 10 --steps 75 {SAMPLES}"
+PLAIN = f"--contrast 0 --warmup 10 --steps 75 {SAMPLES}"
 TRL = "--lr 5e-5 --warmup 10 --steps 75 --max-new-tokens 24 --measure-every 25"
+SKILLS = "--max-new-tokens 32"                               # a record is longer than a sentence
 HEADLINE = ("sentences", "terse")                           # the demonstrations: in sentences, or the bare value
+MATCHED = 0.8                                               # what has been learned where methods are compared
 DEMO = ("sft", "sdft plain", "sdft")                        # of the sentences, in twenty minutes
 # {experiment: (seeds, {method: its options})}. `sdft plain` is the paper's, on the student's own samples. What to make
 # of a bare value the official words, "an example for a response", leave open: examples/terse.txt asks for a sentence
@@ -79,15 +83,29 @@ EXPERIMENTS = {
                 "lr 5e-5 blend 0.8": f"{SFT} --blend 0.8",
                 "lr 5e-5 self-replay 1": f"{SFT} --penalty self-replay --strength 1",
                 "lr 5e-5 self-replay 3": f"{SFT} {SELF_REPLAY}",
+                "lr 5e-5 self-replay 3 blend 0.8": f"{SFT} {SELF_REPLAY} --blend 0.8",
                 "lr 1e-4 cosine self-replay 3": f"{SFT} --lr 1e-4 --schedule cosine {SELF_REPLAY}"},
         "sdft plain": {"lr 2e-5": f"--lr 2e-5 {PLAIN}",
                        "lr 5e-5 earlier turn": f"--template earlier-turn --lr 5e-5 {PLAIN}"},
-        "sdft": {"contrast 0": f"{CONSTANT} --contrast 0",
+        "sdft": {"student samples, contrast 1": f"--contrast 1 --lr 5e-5 --warmup 30 --steps 100 {SAMPLES}",
+                 "contrast 0": f"{CONSTANT} --contrast 0",
                  "contrast 1": f"{CONSTANT} --contrast 1",
                  "contrast 1 against row": f"{CONSTANT} --contrast 1 --against row",
-                 "cosine self-replay 3": SDFT,
-                 "cosine self-replay 3, 100 steps": f"{SDFT} --steps 100"},
+                 "cosine, self-replay 3, batch 8": f"{SDFT} --lr 1e-4 --steps 160 --batch-size 8",
+                 "cosine, self-replay 3": SDFT},
     }.items() for name, options in tried.items()}),
+    # a rule each, which a cue calls for; its form is read when the demonstration is an earlier turn
+    "skills": (range(3), {f"{skill} {method}": f"{options} {SKILLS}" for skill in skills.SKILLS for method, options in {
+        "sft": "--method sft --lr 5e-5 --steps 36 --watch-every 12 --measure-every 6",
+        "sft self-replay": f"--method sft --lr 5e-5 --steps 36 {SELF_REPLAY} --watch-every 12 --measure-every 6",
+        "sdft plain": f"{PLAIN} --lr 5e-5 --template earlier-turn",
+        "sdft": f"{SDFT} --template earlier-turn"}.items()}),
+    # five tasks, one after another: facts, a skill, words of a language, a skill, and what of the facts has changed
+    "sequence": (range(3), {method: f"{options} {SKILLS}" for method, options in {
+        "sft": "--method sft --lr 5e-5 --steps 48 --watch-every 24",
+        "sft self-replay": f"--method sft --lr 5e-5 --steps 48 {SELF_REPLAY} --watch-every 24",
+        "sdft plain": "--contrast 0 --warmup 10 --steps 75 --watch-every 25 --lr 5e-5 --template earlier-turn",
+        "sdft": f"{SDFT} --measure-every 0 --template earlier-turn"}.items()}),
     # another trainer, in its own words and in the paper's, with the samples of `sdft plain`
     "trl": (range(3), {"trl": TRL, "trl paper": f"{TRL} --paper"}),
 }
@@ -108,8 +126,9 @@ def files(experiment, seed) -> str:
 
 def job(experiment, seed, name) -> Job:
     there = files(experiment, seed)
+    taught = {"skills": name.split()[0], "sequence": "sequence/*"}.get(experiment, "teach")
     given = " ".join(f"--{option} {there}/{file}.jsonl" for option, file in (
-        ("demos", "teach"), ("keep", "general"), ("neighbours", "neighbours"), ("open-prompts", "open")))
+        ("demos", taught), ("keep", "general"), ("neighbours", "neighbours"), ("open-prompts", "open")))
     program, common = ("lab/trl_smollm2.py", "--batch-size 16") if experiment == "trl" else ("train.py", ALL)
     options = f"--init {MODEL} {given} {common} {EXPERIMENTS[experiment][1][name]} --seed {seed}"
     return Job(os.path.join(ROOT, experiment, str(seed), name), program, options, (experiment, seed, name))
@@ -138,7 +157,10 @@ def teach_all(jobs):
     fetch_smollm2.fetch(MODEL)
     for job in jobs:
         experiment, seed, _ = job.key
-        facts.write(facts.Config(seed=seed, terse=experiment == "terse", out=files(experiment, seed)))
+        if experiment in ("skills", "sequence"):
+            skills.write(skills.Config(seed=seed, out=files(experiment, seed)))
+        else:
+            facts.write(facts.Config(seed=seed, terse=experiment == "terse", out=files(experiment, seed)))
         # what TRL's trainer makes has no options of train.py to compare
         done = is_done(job) if job.program == "train.py" else os.path.exists(os.path.join(job.folder, "result.json"))
         if not done:
@@ -153,19 +175,22 @@ def teach_all(jobs):
 
 
 def point(measured) -> dict:
-    """The figures of one measurement: of one task, and so the last of each list."""
-    return {name: measured[key][0] if key == "R" else measured[key] for name, key in FIGURES.items()}
+    """The figures of one measurement. Of several tasks `unseen_phrasing` is the mean over all of them."""
+    return {name: mean(measured[key]) if key == "R" else measured[key] for name, key in FIGURES.items()}
 
 
 def found(job) -> dict:
     """What a finished run found, a row of results/smollm2-runs.json: its figures, how it got there, what it says."""
     result = read_json(os.path.join(job.folder, "result.json"))
-    first, last = ({key: result[key][i] for key in FIGURES.values()} for i in (0, -1))
-    curve = [{"step": p["step"], **point(p)} for p in result["curve"]]
-    steps = result["steps"][0]
-    row = dict(zip(("experiment", "seed", "name"), job.key)) | {
-        **point(last), "steps": steps, "seconds": result["seconds"][0], "ceiling": (result["ceiling"] or [None])[0],
-        "curve": [{"step": 0, **point(first)}, *curve, {"step": steps, **point(last)}], "said": say(job),
+    steps = [0, *itertools.accumulate(result["steps"])]
+    # before the first task and after each, and within them
+    behind = [point({key: result[key][i] for key in FIGURES.values()}) for i in range(len(steps))]
+    curve = [{"step": step, **figures} for step, figures in zip(steps, behind)]
+    curve += [{"step": p["step"], **point(p)} for p in result["curve"]]
+    row = dict(zip(("experiment", "seed", "name"), job.key)) | behind[-1] | {
+        "steps": steps[-1], "seconds": sum(result["seconds"]), "R": result["R"],
+        "ceiling": mean(result["ceiling"]) if result["ceiling"] else None,
+        "curve": sorted(curve, key=lambda p: p["step"]), "said": say(job),
         **{k: result[k] for k in ("commit", "machine", "versions", "peak_mb") if k in result}, "command": command(job)}
     # five digits say all
     return json.loads(json.dumps(row), parse_float=lambda x: float(f"{float(x):.5g}"))
@@ -178,8 +203,9 @@ def say(job) -> list[dict]:
     rows = []
     for file, lines in ASKED.items():
         path = os.path.join(files(*job.key[:2]), f"{file}.jsonl")
-        examples = read_examples([path], models["base"][1], 1024)
-        for e in (examples[i] for i in lines):
+        # only facts have their one task in it
+        examples = read_examples([path], models["base"][1], 1024) if os.path.exists(path) else []
+        for e in (examples[i] for i in lines if examples):
             row = {"prompt": e.prompt, "right": "" if file == "open" else e.answer}
             rows.append(row | {name: answers(*model, [e], room=64)[0] for name, model in models.items()})
     return rows
@@ -190,22 +216,6 @@ def side_by_side(runs: dict) -> list[dict]:
     first = next(iter(runs.values()))["said"]
     return [{k: row[k] for k in ("prompt", "right", "base")} | {name: run["said"][i]["model"] for name, run in
                                                                 runs.items()} for i, row in enumerate(first)]
-
-
-def table(rows: dict) -> str:
-    """A Markdown table: {method: figures}."""
-    head = [c.replace("_", " ") for c in COLUMNS]
-    lines = ["| method | " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(head)]
-    for name, row in rows.items():
-        cells = [f"{row[c]:.0f}" if c in ("steps", "seconds", "open_words") else f"{row[c]:.2f}" for c in COLUMNS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def with_base(runs: dict) -> dict:
-    """Rows of a table: the base, which is where each run began, before the methods."""
-    base = next(iter(runs.values()))["curve"][0]
-    return {"base": base | {"steps": 0, "seconds": 0}} | runs
 
 
 def told(rows) -> str:
@@ -254,19 +264,70 @@ def over_seeds(runs, names) -> dict:
     return row
 
 
-def with_intervals(figures, kind) -> str:
-    """The table of a README: mean ± half of the 95 % t-interval over the seeds of results/smollm2.json."""
-    def cell(row, name):
-        if row.get(name) is None or name in ("steps", "seconds") and not row[name]["mean"]:
-            return "–"
-        digits = 0 if name in ("steps", "seconds", "open_words") else 2
-        interval = "" if row[name]["ci95"] is None or name == "steps" else f" ± {row[name]['ci95']:.{digits}f}"
-        return f"{row[name]['mean']:.{digits}f}{interval}"
+def cell(values, digits=2) -> str:
+    """Mean ± half of the 95 % t-interval over those seeds that have the figure."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean, _, high = report.over_seeds(known)
+    interval = "" if high is None or high == mean else f" ± {high - mean:.{digits}f}"
+    return f"{mean:.{digits}f}{interval}" + f" ({len(known)} of {len(values)})" * (len(known) < len(values))
 
+
+def table(methods) -> str:
+    """A Markdown table of {method: {figure: [its value of each seed]}}."""
     names = [name for name in COLUMNS if name != "neighbours"]
     lines = ["| method | " + " | ".join(n.replace("_", " ") for n in names) + " |", "| --- |" + " ---: |" * len(names)]
-    lines += [f"| {method} | " + " | ".join(cell(row, name) for name in names) + " |"
-              for method, row in figures[kind].items()]
+    for method, row in methods.items():
+        cells = [cell(row.get(n, [None]), 0 if n in ("steps", "seconds", "open_words") else 2) for n in names]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def headline_table(figures, kind) -> str:
+    """The table of a README, of results/smollm2.json."""
+    return table({method: {name: row[name]["seeds"] for name in COLUMNS if row.get(name)}
+                  for method, row in figures[kind].items()})
+
+
+def at_learned(curve, goal) -> dict:
+    """The figures where a curve first has learned so much, on a straight line between two points; {}: it never has."""
+    for a, b in itertools.pairwise(curve):
+        if a["learned"] < goal <= b["learned"]:
+            share = (goal - a["learned"]) / (b["learned"] - a["learned"])
+            return {name: a[name] + share * (b[name] - a[name]) for name in a}
+    return {}
+
+
+def rows_of(file, experiment) -> dict:
+    """The rows of an experiment in results/smollm2-runs.json: {method: [row of each seed]}."""
+    methods = {name: [row for row in file["runs"] if (row["experiment"], row["name"]) == (experiment, name)]
+               for name in EXPERIMENTS[experiment][1]}
+    return {name: rows for name, rows in methods.items() if rows}
+
+
+def experiment_table(file, experiments) -> str:
+    """Each method of some experiments: its end, and what it had kept where it first had learned MATCHED."""
+    lines = [f"| method | learned | unseen | general | kept | drift | words | step at {MATCHED:g} | kept | drift | "
+             "seeds |", "| --- |" + " ---: |" * 10]
+    for name, rows in itertools.chain(*(rows_of(file, e).items() for e in experiments)):
+        there = [at_learned(row["curve"], MATCHED) for row in rows]
+        cells = [cell([row[f] for row in rows]) for f in ("learned", "unseen_phrasing", "general", "kept", "drift")]
+        cells += [cell([row["open_words"] for row in rows], 0), cell([p.get("step") for p in there], 0)]
+        cells += [cell([p.get(f) for p in there]) for f in ("kept", "drift")]
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(rows)} |")
+    return "\n".join(lines)
+
+
+def sequence_table(file) -> str:
+    """Each method after the five tasks: the accuracy matrix's metrics, and what is left of the base."""
+    metrics, figures = ("average_accuracy", "learning_accuracy", "forgetting"), ("kept", "drift", "open_words")
+    lines = [f"| method | {' | '.join(n.replace('_', ' ') for n in metrics + figures)} | seeds |",
+             "| --- |" + " ---: |" * (len(metrics + figures) + 1)]
+    for name, rows in rows_of(file, "sequence").items():
+        found = [continual_metrics(row["R"]) | row for row in rows]
+        cells = [cell([row[f] for row in found], 0 if f == "open_words" else 2) for f in metrics + figures]
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(rows)} |")
     return "\n".join(lines)
 
 
@@ -332,7 +393,7 @@ def gather(results, rows):
                "commit": ", ".join(sorted({r["commit"] for r in every})),
                "versions": every[0]["versions"], "machine": every[0]["machine"]}
     for kind, methods in by_kind.items():
-        base = over_seeds([{**run["curve"][0], "steps": 0, "seconds": 0} for run in methods["sft"]], FIGURES)
+        base = over_seeds([run["curve"][0] for run in methods["sft"]], FIGURES)
         summary[kind] = {"base": base} | {
             name: {"options": f"{ALL} {EXPERIMENTS[kind][1][name]}", **over_seeds(runs, [*COLUMNS, "ceiling"]),
                    "curves": [run["curve"] for run in runs]} for name, runs in methods.items()}
@@ -345,7 +406,9 @@ def gather(results, rows):
 def demo():
     kind = "sentences"
     runs = {done.key[-1]: found(done) for done in teach_all(job(kind, 0, name) for name in DEMO)}
-    print(f"{told(side_by_side(runs))}\n\n{table(with_base(runs))}", flush=True)
+    base = next(iter(runs.values()))["curve"][0]
+    rows = {name: {c: [row[c]] for c in COLUMNS if c in row} for name, row in ({"base": base} | runs).items()}
+    print(f"{told(side_by_side(runs))}\n\n{table(rows)}", flush=True)
     draw({kind: {name: [run] for name, run in runs.items()}}, picture := os.path.join(ROOT, "learning.png"))
     print(f"wrote {picture}")
 

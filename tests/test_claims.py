@@ -562,7 +562,7 @@ def test_command_copes_with_almost_nothing(tmp_path, monkeypatch):
     made = {name: text(json.loads((tmp_path / f"{source}.json").read_text()))
             for name, (source, text) in claims.BLOCKS.items() if source in ("runs", "evidence")}
     elsewhere = [name for name in claims.BLOCKS if name in ("step", "kernel", "growth") or "smollm2" in name]
-    assert len(made) == len(claims.BLOCKS) - len(elsewhere) and len(elsewhere) == 3 + 1 + len(smollm2.HEADLINE)
+    assert len(made) == len(claims.BLOCKS) - len(elsewhere) and len(elsewhere) == 3 + 6 + len(smollm2.HEADLINE)
     assert all("| " in text for name, text in made.items() if name != "commits") and "`d` (1)" in made["commits"]
 
 

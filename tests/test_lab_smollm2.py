@@ -99,8 +99,46 @@ def test_a_row_stands_for_its_run_until_the_plan_is_another(tiny, monkeypatch):
     assert again["trials", 100, "sdft lr 0.1"] == row and "--lr 0.2" in again[made[0]]["command"]
 
 
+def curve(*learned):
+    """Ten steps and 0.1 nats of drift from point to point."""
+    return [{"step": 10 * i, "learned": x, "drift": 0.1 * i, "kept": 1 - 0.1 * i} for i, x in enumerate(learned)]
+
+
+def test_methods_are_compared_where_they_have_learned_as_much():
+    found = smollm2.at_learned(curve(0, 0.6, 1, 0.9), 0.8)
+    assert found == {"step": 15, "learned": 0.8, "drift": pytest.approx(0.15), "kept": pytest.approx(0.85)}
+    assert smollm2.at_learned(curve(0, 0.6), 0.8) == {}
+
+
+def test_a_table_says_of_how_many_seeds_a_figure_is(monkeypatch):
+    monkeypatch.setattr(smollm2, "EXPERIMENTS", {"facts": ([0, 1], {"slow": "", "sdft": "", "not run": ""})})
+    end = {"learned": 0.5, "unseen_phrasing": 0.25, "general": 0.7, "kept": 0.9, "drift": 0.1, "open_words": 49.6}
+    rows = [{"experiment": "facts", "seed": seed, "name": "sdft", **end, "curve": curve(0, learned)}
+            for seed, learned in enumerate((0.5, 1))]
+    head, _, row = smollm2.experiment_table({"runs": rows}, ["facts"]).splitlines()
+    assert row == "| sdft | 0.50 | 0.25 | 0.70 | 0.90 | 0.10 | 50 | 8 (1 of 2) | 0.92 (1 of 2) | 0.08 (1 of 2) | 2 |"
+    assert head.count("|") == row.count("|")
+
+
+def test_a_sequence_is_told_task_by_task(tiny, monkeypatch):
+    monkeypatch.setattr(smollm2, "EXPERIMENTS", {"sequence": (range(1), {"sft": "--method sft"})})
+    monkeypatch.setattr(smollm2, "HEADLINE", ())
+    os.makedirs("results")
+    smollm2.evidence("results", ["sequence"], None)
+    row = smollm2.read_rows("results")["sequence", 0, "sft"]
+    assert "sequence/*.jsonl" in row["command"]
+    assert np.shape(row["R"]) == (6, 5) and row["steps"] == 10
+    assert [p["step"] for p in row["curve"]] == list(range(11))
+    assert row["unseen_phrasing"] == row["curve"][-1]["unseen_phrasing"] == pytest.approx(np.mean(row["R"][-1]))
+    table = smollm2.sequence_table({"runs": [row]}).splitlines()
+    assert len(table) == 3 and table[2].startswith(f"| sft | {np.mean(row['R'][-1]):.2f} | ")
+    # three general questions and an open prompt; what is taught is another thing with each task
+    assert len(row["said"]) == 4
+
+
 def test_a_run_that_fails_is_named(tiny, monkeypatch):
     monkeypatch.setattr(smollm2, "EXPERIMENTS", {"sentences": (range(1), {"sdft": "--guard 0.9"})})
+    monkeypatch.setattr(smollm2, "DEMO", ("sdft",))
     with pytest.raises(BadInput, match="out/smollm2-runs/sentences/0/sdft: the run ended with an error"):
         smollm2.demo()
 
