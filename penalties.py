@@ -14,10 +14,10 @@ from data import collate, pad
 from model import frozen_copy
 from runs import BadInput
 
-DREAMS = 512                      # prompts that self-replay dreams before each task
+DREAMS = 512                      # that self-replay begins before each task; those that end are its prompts
 FISHER = 256                      # answers from which EWC estimates the Fisher information of a task
 LONGEST = 16                      # tokens of a dreamt prompt, and of the answer to it
-OF_CHAT = (512, 32)               # the same two of a chat model, whose sentences are longer
+OF_CHAT = (512, 32)               # the same two of a chat model, whose sentences are longer and are not all prompts
 
 
 class Penalty:
@@ -40,7 +40,7 @@ class Penalty:
         return OF_CHAT if isinstance(self.tokenizer, ChatTokenizer) else (DREAMS, LONGEST)
 
     def begin(self, student, task):
-        """A task begins, the `task`-th from 0. What compares with the student of now keeps a copy of it."""
+        """A task begins, the `task`-th from 0. What compares with the student of now keeps what it needs of it."""
         self.task = task
 
     def rest(self):
@@ -98,12 +98,11 @@ class SelfReplay(Penalty):
 
     def begin(self, student, task):
         super().begin(student, task)
-        old = frozen_copy(student)
-        dreams = dream(old, self.tokenizer, self.sample, *self.dreams)
+        dreams = dream(student, self.tokenizer, self.sample, *self.dreams)
         with torch.no_grad():
-            hidden = [sdft.score(old, *part, return_hidden=True)
+            hidden = [sdft.score(student, *part, return_hidden=True)
                       for part in zip(*(t.split(self.batch_size) for t in dreams[:3]))]
-        self.previous, self.memory = old.head, (*dreams, torch.cat(hidden))
+        self.previous, self.memory = frozen_copy(student.head), (*dreams, torch.cat(hidden))
 
     def loss(self, batch):
         rows = torch.randint(len(self.memory[0]), (self.batch_size,)).to(batch.prompt.device)

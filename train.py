@@ -175,6 +175,7 @@ class Config:
 
 
 NEEDED = 0.01                     # forgetting above which `--when needed` regularises the next task
+FORM = 2                          # of a checkpoint: another one when other things are kept in it
 LINEAR_FROM = 8192                # size of vocabulary from which the loss is made in chunks, from hidden states
 
 
@@ -214,7 +215,7 @@ def learn(config: Config, run) -> dict:
 
         # ---- the method
         try:
-            with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
+            with autocast(config):
                 figures = sdft.sdft_step(
                     run.student, run.teacher, run.optimizer, batch, sample,
                     divergence=config.divergence, beta=config.beta, alpha=alpha, ema_decay=config.ema_decay,
@@ -239,7 +240,7 @@ def learn(config: Config, run) -> dict:
                 # agreement with a broken teacher is no reason to stop
                 over = run.step == config.steps
             if alpha < 1:
-                with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
+                with autocast(config):
                     figures |= token_figures(run, batch, *run.said)
             log_step(run, figures, right, config.steps, config.watch_every, over)
         if over:
@@ -256,6 +257,11 @@ def learn(config: Config, run) -> dict:
     log.say("what was learned, and what is left:\n" + changes(result))
     log.say(f"wrote {path}")
     return result
+
+
+def autocast(config):
+    """Products in the precision of all losses of a run."""
+    return torch.autocast(config.device, torch.bfloat16, enabled=config.bf16)
 
 
 def who_answers(run, config, batch):
@@ -521,7 +527,7 @@ def begin(config, lessons) -> Run:
     if saved and saved["lessons"] != fingerprint:
         raise BadInput(f"{config.out}: what it teaches or starts from has changed since this run began (the files of "
                        "--demos, --keep, ..., or --init); put it back, or start again in another folder")
-    if saved and "asked" not in saved:
+    if saved and saved.get("form") != FORM:
         raise BadInput(f"{config.out}: the run in it was begun by another version of this project; go on with that, or "
                        "use another folder")
     settings = dataclasses.asdict(config)
@@ -604,7 +610,8 @@ def begin_task(run, config):
     needed = config.when == "always" or history.forgotten() > NEEDED
     history.regularised.append(config.penalty != "none" and needed)
     if history.regularised[-1]:
-        run.penalty.begin(run.student, run.task)
+        with autocast(config):
+            run.penalty.begin(run.student, run.task)
     else:
         run.penalty.rest()
     run.recent, run.rate = [], 1.0
@@ -741,7 +748,7 @@ def checkpoint(run):
         "teacher": run.teacher.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "good": run.guard.good,
-        "penalty": run.penalty.state(),
+        "form": FORM, "penalty": run.penalty.state(),
         "asked": run.probe.asked,
         "before": run.before,
         "own": [e.shown[1] for e in run.own],

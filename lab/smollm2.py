@@ -1,4 +1,4 @@
-"""A real model, taught and asked: SmolLM2-135M-Instruct, twenty invented facts, by many methods.
+"""A real model, taught and asked: SmolLM2-135M-Instruct, twenty invented facts and some skills, by many methods.
 
     python lab/smollm2.py                  seed 0 of three methods: table, answers, picture (`make smollm2`)
     python lab/smollm2.py all              every experiment, hours; stop it and start it again as you like
@@ -6,9 +6,9 @@
 
 A run is a folder out/smollm2-runs/<experiment>/<seed>/<name>, and a row of results/smollm2-runs.json; an experiment's
 run of which there is a row is not made again. What the rows of the headline say together goes to results/smollm2.json
-and .png. The model comes by examples/fetch_smollm2.py and the facts by examples/facts.py; the runs are commands of
-train.py, and are printed. Figures are fractions, drift nats a token. The experiment `trl` needs TRL where this runs
-(lab/trl_smollm2.py).
+and .png. The model comes by examples/fetch_smollm2.py, and what it is taught by examples/facts.py and skills.py; the
+runs are commands of train.py, and are printed. Figures are fractions, drift nats a token. The experiment `trl` needs
+TRL where this runs (lab/trl_smollm2.py).
 """
 import argparse
 import itertools
@@ -24,7 +24,7 @@ import fetch_smollm2
 import report
 import skills
 from data import read_examples
-from eval import answers, continual_metrics, load_model, mean
+from eval import answers, continual_metrics, load_model
 from evidence import Job, command, is_done
 from runs import BadInput, ends_in_one_line, read_json, remove, replacing, write_json
 
@@ -38,7 +38,7 @@ SELF_REPLAY = "--penalty self-replay --strength 3"
 NO_PENALTY = f"{COSINE} --steps 100 --contrast 1"
 SDFT = f"{NO_PENALTY} {SELF_REPLAY}"
 SFT = "--method sft --lr 5e-5 --steps 48 --watch-every 24 --measure-every 12"
-PLAIN = f"--contrast 0 --warmup 10 --steps 75 {SAMPLES}"
+PLAIN = f"--warmup 10 --steps 75 {SAMPLES}"
 TRL = "--lr 5e-5 --warmup 10 --steps 75 --max-new-tokens 24 --measure-every 25"
 SKILLS = "--max-new-tokens 32"                               # a record is longer than a sentence
 HEADLINE = ("sentences", "terse")                           # the demonstrations: in sentences, or the bare value
@@ -61,7 +61,7 @@ EXPERIMENTS = {
     "facts": (range(3), {
         "sft slow": "--method sft --lr 5e-6 --steps 240 --watch-every 60 --measure-every 60",
         "no self-replay": NO_PENALTY,
-        "no self-replay, constant rate": f"{CONSTANT} --contrast 1",
+        "no self-replay, 5e-5 throughout, blend 0.8": f"{CONSTANT} --contrast 1",
         "contrast 0": f"{SDFT} --contrast 0",
         "contrast 0.5": f"{SDFT} --contrast 0.5",
         "contrast 2": f"{SDFT} --contrast 2",
@@ -75,7 +75,7 @@ EXPERIMENTS = {
         "earlier turn": f"{SDFT} --template earlier-turn",
         "asked for a sentence": f"{SDFT} --template examples/terse.txt",
     }),
-    # as many for SFT as for SDFT in all its forms, on a seed that is not reported; steps are chosen along their curves
+    # as many for SFT as for SDFT in all its forms, on a seed of its own
     "trials": ([100], {f"{method} {name}": options for method, tried in {
         "sft": {"lr 2e-5": f"{SFT} --lr 2e-5 --steps 72",
                 "lr 5e-5": f"{SFT} --steps 72",
@@ -104,7 +104,7 @@ EXPERIMENTS = {
     "sequence": (range(3), {method: f"{options} {SKILLS}" for method, options in {
         "sft": "--method sft --lr 5e-5 --steps 48 --watch-every 24",
         "sft self-replay": f"--method sft --lr 5e-5 --steps 48 {SELF_REPLAY} --watch-every 24",
-        "sdft plain": "--contrast 0 --warmup 10 --steps 75 --watch-every 25 --lr 5e-5 --template earlier-turn",
+        "sdft plain": "--warmup 10 --steps 75 --watch-every 25 --lr 5e-5 --template earlier-turn",
         "sdft": f"{SDFT} --measure-every 0 --template earlier-turn"}.items()}),
     # another trainer, in its own words and in the paper's, with the samples of `sdft plain`
     "trl": (range(3), {"trl": TRL, "trl paper": f"{TRL} --paper"}),
@@ -175,8 +175,8 @@ def teach_all(jobs):
 
 
 def point(measured) -> dict:
-    """The figures of one measurement. Of several tasks `unseen_phrasing` is the mean over all of them."""
-    return {name: mean(measured[key]) if key == "R" else measured[key] for name, key in FIGURES.items()}
+    """The figures of one measurement. Of several tasks `unseen_phrasing` is the mean over those that were asked."""
+    return {name: report.mean(measured[key]) if key == "R" else measured[key] for name, key in FIGURES.items()}
 
 
 def found(job) -> dict:
@@ -188,8 +188,9 @@ def found(job) -> dict:
     curve = [{"step": step, **figures} for step, figures in zip(steps, behind)]
     curve += [{"step": p["step"], **point(p)} for p in result["curve"]]
     row = dict(zip(("experiment", "seed", "name"), job.key)) | behind[-1] | {
-        "steps": steps[-1], "seconds": sum(result["seconds"]), "R": result["R"],
-        "ceiling": mean(result["ceiling"]) if result["ceiling"] else None,
+        "steps": steps[-1], "seconds": sum(result["seconds"]),
+        "R": [[None if x != x else x for x in row] for row in result["R"]],
+        "ceiling": report.mean(result["ceiling"]) if result["ceiling"] else None,
         "curve": sorted(curve, key=lambda p: p["step"]), "said": say(job),
         **{k: result[k] for k in ("commit", "machine", "versions", "peak_mb") if k in result}, "command": command(job)}
     # five digits say all
@@ -270,7 +271,7 @@ def cell(values, digits=2) -> str:
     if not known:
         return "–"
     mean, _, high = report.over_seeds(known)
-    interval = "" if high is None or high == mean else f" ± {high - mean:.{digits}f}"
+    interval = "" if high is None else f" ± {high - mean:.{digits}f}"
     return f"{mean:.{digits}f}{interval}" + f" ({len(known)} of {len(values)})" * (len(known) < len(values))
 
 
@@ -279,7 +280,8 @@ def table(methods) -> str:
     names = [name for name in COLUMNS if name != "neighbours"]
     lines = ["| method | " + " | ".join(n.replace("_", " ") for n in names) + " |", "| --- |" + " ---: |" * len(names)]
     for method, row in methods.items():
-        cells = [cell(row.get(n, [None]), 0 if n in ("steps", "seconds", "open_words") else 2) for n in names]
+        seeds = {n: row.get(n, [None]) for n in names} | {"steps": row.get("steps", [None])[:1]}
+        cells = [cell(seeds[n], 0 if n in ("steps", "seconds", "open_words") else 2) for n in names]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -308,8 +310,8 @@ def rows_of(file, experiment) -> dict:
 
 def experiment_table(file, experiments) -> str:
     """Each method of some experiments: its end, and what it had kept where it first had learned MATCHED."""
-    lines = [f"| method | learned | unseen | general | kept | drift | words | step at {MATCHED:g} | kept | drift | "
-             "seeds |", "| --- |" + " ---: |" * 10]
+    lines = ["| method | learned | unseen | general | kept | drift | words | step at "
+             f"{MATCHED:g} | kept there | drift there | seeds |", "| --- |" + " ---: |" * 10]
     for name, rows in itertools.chain(*(rows_of(file, e).items() for e in experiments)):
         there = [at_learned(row["curve"], MATCHED) for row in rows]
         cells = [cell([row[f] for row in rows]) for f in ("learned", "unseen_phrasing", "general", "kept", "drift")]
@@ -356,37 +358,36 @@ def read_rows(results) -> dict:
 
 
 def write_rows(results, rows):
-    """One line a row, in the order of the plan; rows of an older plan go."""
-    jobs = [job(e, seed, name) for e, (seeds, methods) in EXPERIMENTS.items() for seed in seeds for name in methods]
-    lines = ",\n".join(json.dumps(rows[j.key]) for j in jobs if j.key in rows and as_planned(rows[j.key], j))
+    """One line a row."""
+    lines = ",\n".join(map(json.dumps, rows))
     with replacing(os.path.join(results, "smollm2-runs.json")) as f:
         f.write(f'{{"command": "python lab/smollm2.py all", "runs": [\n{lines}\n]}}\n')
 
 
-def as_planned(row, job) -> bool:
-    return row["command"] == command(job)
-
-
 def evidence(results, experiments, n_seeds):
     """The runs of some experiments, of which there is no row yet; then the headline."""
-    rows = read_rows(results)
-    jobs = [job(e, seed, name) for e in experiments for seed in EXPERIMENTS[e][0][:n_seeds]
-            for name in EXPERIMENTS[e][1]]
-    for done in teach_all(j for j in jobs if j.key not in rows or not as_planned(rows[j.key], j)):
+    planned = {j.key: j for j in (job(e, seed, name) for e, (seeds, methods) in EXPERIMENTS.items() for seed in seeds
+                                  for name in methods)}
+    # rows of an older plan go
+    rows = {key: row for key, row in read_rows(results).items()
+            if key in planned and row["command"] == command(planned[key])}
+    jobs = [j for j in planned.values() if j.key[0] in experiments and j.key[1] in EXPERIMENTS[j.key[0]][0][:n_seeds]]
+    for done in teach_all(j for j in jobs if j.key not in rows):
         rows[done.key] = found(done)
-        write_rows(results, rows)
+        write_rows(results, [rows[key] for key in planned if key in rows])
     gather(results, rows)
 
 
 def gather(results, rows):
-    """results/smollm2.json and .png, of the headline's seeds that have all methods."""
+    """results/smollm2.json and .png, of the headline's seeds that have all methods, as soon as there is one of each
+    kind."""
     by_kind = {}
     for kind in HEADLINE:
         seeds, methods = EXPERIMENTS[kind]
         whole = [seed for seed in seeds if all((kind, seed, name) in rows for name in methods)]
         if whole:
             by_kind[kind] = {name: [rows[kind, seed, name] for seed in whole] for name in methods}
-    if not by_kind:
+    if not by_kind or len(by_kind) < len(HEADLINE):
         return
     every = [run for methods in by_kind.values() for runs in methods.values() for run in runs]
     summary = {"command": f"python lab/smollm2.py {' '.join(HEADLINE)}",

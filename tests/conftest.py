@@ -1,5 +1,7 @@
-"""Small models, files, batches and commands that the tests share."""
+"""Small models, files, batches, commands and a browser that the tests share."""
+import html
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -87,3 +89,29 @@ def shell(folder, command):
     env = {k: v for k, v in os.environ.items() if k != "MAKEFLAGS"}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """browse(page, *options) -> what headless Chromium prints of it; at "#t1" the second token is chosen."""
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("no chromium here (Debian: apt-get install chromium)")
+
+    def run(page, *options, at=""):
+        (tmp_path / "page.html").write_text(page, encoding="utf-8")
+        quiet = ("--headless --no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run "
+                 f"--user-data-dir={tmp_path}/profile").split()
+        done = subprocess.run([chromium, *quiet, *options, f"file://{tmp_path}/page.html{at}"], capture_output=True,
+                              text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def content_width(browse, page, width) -> int:
+    """How wide the content of a page is that stands in a frame of this width, and writes its own into its title."""
+    framed = f'<iframe style="border:0; width: {width}px; height: 900px" srcdoc="{html.escape(page)}"></iframe>'
+    framed += "<script>onload = () => document.title = frames[0].document.title</script>"
+    return int(re.search(r"<title>(\d+)</title>", browse(framed, "--dump-dom"))[1])

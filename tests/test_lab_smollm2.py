@@ -9,12 +9,14 @@ import sys
 import numpy as np
 import pytest
 
+import train
 from conftest import ROOT
 from runs import BadInput
 from test_chat_train import here  # noqa: F401
 
 sys.path.insert(1, os.path.join(ROOT, "lab"))
 import smollm2
+import trl_smollm2
 
 OPTIONS = "--batch-size 4 --guard 0 --device cpu --steps 2 --measure-every 1"
 METHODS = {"sft": "--method sft", "sdft plain": "--max-new-tokens 4",
@@ -99,6 +101,20 @@ def test_a_row_stands_for_its_run_until_the_plan_is_another(tiny, monkeypatch):
     assert again["trials", 100, "sdft lr 0.1"] == row and "--lr 0.2" in again[made[0]]["command"]
 
 
+@pytest.mark.parametrize("experiment", smollm2.EXPERIMENTS)
+def test_every_run_of_the_plan_is_a_command_that_train_takes(experiment):
+    for name in smollm2.EXPERIMENTS[experiment][1]:
+        job = smollm2.job(experiment, 0, name)
+        words = [*job.options.split(), "--out", "run"]
+        config = trl_smollm2.parse(words)[0] if experiment == "trl" else train.parse(words)
+        assert config.batch_size in (8, 16) and config.keep and config.max_new_tokens in (0, 24, 32)
+
+
+def test_tasks_that_were_not_asked_count_for_nothing():
+    nothing = dict.fromkeys(smollm2.FIGURES.values(), 0.0)
+    assert smollm2.point(nothing | {"R": [0.25, 0.75, float("nan")]})["unseen_phrasing"] == 0.5
+
+
 def curve(*learned):
     """Ten steps and 0.1 nats of drift from point to point."""
     return [{"step": 10 * i, "learned": x, "drift": 0.1 * i, "kept": 1 - 0.1 * i} for i, x in enumerate(learned)]
@@ -116,7 +132,8 @@ def test_a_table_says_of_how_many_seeds_a_figure_is(monkeypatch):
     rows = [{"experiment": "facts", "seed": seed, "name": "sdft", **end, "curve": curve(0, learned)}
             for seed, learned in enumerate((0.5, 1))]
     head, _, row = smollm2.experiment_table({"runs": rows}, ["facts"]).splitlines()
-    assert row == "| sdft | 0.50 | 0.25 | 0.70 | 0.90 | 0.10 | 50 | 8 (1 of 2) | 0.92 (1 of 2) | 0.08 (1 of 2) | 2 |"
+    assert row == ("| sdft | 0.50 ± 0.00 | 0.25 ± 0.00 | 0.70 ± 0.00 | 0.90 ± 0.00 | 0.10 ± 0.00 | 50 ± 0 | "
+                   "8 (1 of 2) | 0.92 (1 of 2) | 0.08 (1 of 2) | 2 |")
     assert head.count("|") == row.count("|")
 
 

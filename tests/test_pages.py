@@ -2,8 +2,6 @@
 import html
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -11,12 +9,11 @@ import torch
 
 import eval as evaluate
 import pages
-from conftest import random_gpt, write_world
+from conftest import content_width, random_gpt, write_world
 from data import read_examples
 from divergence import divergence_reference
 from runs import BadInput, write_rows
 
-CHROMIUM = shutil.which("chromium")
 ABOUT = {"command": "python eval.py <b>", "commit": "abc", "machine": "m"}
 EVIL = ["<script>document.title='run'</script>", "</script><script>document.title='run'</script>", "<!--<script>",
         "<img src=x onerror=\"document.title='run'\">", "\"'><svg onload=document.title='run'>", "&lt;b&gt;"]
@@ -292,24 +289,6 @@ def test_the_scale_goes_by_lightness_and_its_text_can_be_read(scale, sign):
 # In a browser.
 
 
-@pytest.fixture
-def browse(tmp_path):
-    """browse(page, *options) -> what headless Chromium prints of it; at "#t1" the second token is chosen."""
-    if not CHROMIUM:
-        pytest.skip("no chromium here (Debian: apt-get install chromium)")
-
-    def run(page, *options, at=""):
-        (tmp_path / "page.html").write_text(page, encoding="utf-8")
-        quiet = ("--headless --no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run "
-                 f"--user-data-dir={tmp_path}/profile").split()
-        done = subprocess.run([CHROMIUM, *quiet, *options, f"file://{tmp_path}/page.html{at}"], capture_output=True,
-                              text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
-
-
 def test_a_browser_shows_a_token_and_runs_nothing_else(browse):
     rows = [a_row(text, EVIL, best=" best") for text in EVIL]
     dom = browse(pages.as_page(rows, ABOUT), "--dump-dom", at="#t1")
@@ -338,7 +317,4 @@ def test_nothing_is_wider_than_the_window(browse, width):
     row = a_row("long " * 30 + "x" * 300, ["y" * 80, "مرحبا", "你", "z"] * 9, best="z" * 40)
     page = pages.as_page([row], ABOUT).replace("http-equiv", "data-was")
     told = "show(all[0]); document.title = document.documentElement.scrollWidth; "
-    page = page.replace("if (location.hash) pin", told)
-    framed = f'<iframe style="border:0; width: {width}px; height: 900px" srcdoc="{html.escape(page)}"></iframe>'
-    framed += "<script>onload = () => document.title = frames[0].document.title</script>"
-    assert int(re.search(r"<title>(\d+)</title>", browse(framed, "--dump-dom"))[1]) <= width
+    assert content_width(browse, page.replace("if (location.hash) pin", told), width) <= width

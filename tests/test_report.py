@@ -8,6 +8,7 @@ import pytest
 
 import eval as evaluate
 import report
+from conftest import content_width
 from runs import BadInput, write_json, write_rows
 
 NAN = float("nan")
@@ -162,3 +163,33 @@ def test_what_cannot_be_reported_ends_in_one_line(tmp_path):
     a_run(tmp_path / "b" / "sft")
     with pytest.raises(BadInput, match="b/sft: sft of seed 0 is .*a/sft already; rename a folder"):
         report.read([str(tmp_path / "a"), str(tmp_path / "b")])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a browser.
+
+
+def a_page(tmp_path):
+    """Two methods of two seeds, that have said what is long, what is markup, and what is not Latin."""
+    said = ["x" * 400, EVIL, "مرحبا 你好 " * 30, "long words " * 60]
+    for method in ("sft", "sdft"):
+        for seed in range(2):
+            folder = a_run(tmp_path / str(seed) / method, seed, learned=0.5 + seed / 4)
+            rows = report.read_rows(f"{folder}/answers.jsonl")
+            write_rows(f"{folder}/answers.jsonl",
+                       [row | {"said": ["before", text]} for row, text in zip(rows, said)])
+    return report.as_html(report.blocks(report.read([str(tmp_path / "0"), str(tmp_path / "1")]), ABOUT))
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_no_part_of_a_report_is_wider_than_the_window(browse, tmp_path, width):
+    page = a_page(tmp_path).replace("http-equiv", "data-was")
+    page += "<script>onload = () => document.title = document.documentElement.scrollWidth</script>"
+    assert content_width(browse, page, width) <= width
+
+
+def test_no_text_of_a_report_runs_in_a_browser(browse, tmp_path):
+    page = a_page(tmp_path)
+    assert html.escape(EVIL, quote=False) in page
+    dom = browse(page, "--dump-dom")
+    assert "<title>What was found</title>" in dom and "<script>|x|" not in dom

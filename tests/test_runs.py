@@ -230,7 +230,7 @@ def test_a_result_and_its_checkpoint_say_where_they_come_from(here):
     assert result["settings"] == dataclasses.asdict(train.parse([*lessons(), *TINY, "--out", "a"]))
     assert set(torch.load("a/checkpoint.pt", weights_only=True)) == {
         "settings", "student", "teacher", "optimizer", "good", "penalty", "history", "task", "step", "recent", "rate",
-        "asked", "before", "own", "lessons", "log_bytes", "python_rng", "torch_rng", "cuda_rng"}
+        "asked", "form", "before", "own", "lessons", "log_bytes", "python_rng", "torch_rng", "cuda_rng"}
     # beside the weights: the words, and what the pretraining handed on
     left, base = (here / "a" / "model"), (pathlib.Path(lessons()[1]) / "model")
     assert sorted(p.name for p in left.iterdir()) == ["config.json", "model.safetensors", "pretraining.json",

@@ -202,6 +202,20 @@ def test_a_share_of_the_rows_is_answered_by_the_teacher(batch):
         assert mask.sum().item() == 2 * n + 3 * (8 - n) and (response[~mask] == 9).all()
 
 
+def test_what_a_penalty_samples_is_at_temperature_1(here, monkeypatch):
+    seen, generate = [], train.GPT.generate
+
+    def watched(model, prompt, length, n_new, end, temperature=1.0):
+        seen.append((len(prompt), temperature))
+        return generate(model, prompt, length, n_new, end, temperature)
+
+    monkeypatch.setattr(train.GPT, "generate", watched)
+    run("--out", "a", "--temperature", "0.5", "--penalty", "self-replay", tasks=1)
+    sampled = [t for n, t in seen if t > 0]
+    # the dreams and the answers to them, and then the answers of each step
+    assert sampled[:2] == [1.0, 1.0] and len(sampled) > 3 and set(sampled[2:]) == {0.5}
+
+
 def test_a_contrast_is_with_a_demonstration_that_says_something_else(world):
     rows = world.stream(1, 40, 4)[0].train
     assert all(train.another(e, rows, random.Random(0)).response != e.response for e in rows)
