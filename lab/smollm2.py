@@ -43,7 +43,7 @@ TRL = "--lr 5e-5 --warmup 10 --steps 75 --max-new-tokens 24 --measure-every 25"
 SKILLS = "--max-new-tokens 32"                               # a record is longer than a sentence
 HEADLINE = ("sentences", "terse")                           # the demonstrations: in sentences, or the bare value
 MATCHED = 0.8                                               # what has been learned where methods are compared
-DEMO = ("sft", "sdft plain", "sdft")                        # of the sentences, in twenty minutes
+DEMO = ("sft", "sdft plain", "sdft")                        # of the sentences
 # {experiment: (seeds, {method: its options})}. `sdft plain` is the paper's, on the student's own samples. What to make
 # of a bare value the official words, "an example for a response", leave open: examples/terse.txt asks for a sentence
 EXPERIMENTS = {
