@@ -5,7 +5,7 @@ shown a demonstration scores that answer, and a KL over the vocabulary pulls the
 self. `sdft_step` is the method. Models are callables; of this project only the losses of divergence.py are imported, so
 that the two files can be lifted out together.
 
-Differences from the paper (P) and from the official code (C), all of them:
+Differences of this file from the paper (P) and from the official code (C):
  1. The default divergence is KL(teacher ‖ student), as in C; P's equation 1 is KL(student ‖ teacher). JSD is here too.
  2. The loss is the sum over all response tokens of the batch / their number; C takes the mean of each sequence first.
  3. No token at the start of a response is skipped (C: 3, here train.py's --skip): answers are short, and their first

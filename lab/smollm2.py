@@ -310,12 +310,14 @@ def rows_of(file, experiment) -> dict:
 
 def experiment_table(file, experiments) -> str:
     """Each method of some experiments: its end, and what it had kept where it first had learned MATCHED."""
-    lines = ["| method | learned | unseen | general | kept | drift | words | step at "
-             f"{MATCHED:g} | kept there | drift there | seeds |", "| --- |" + " ---: |" * 10]
+    figures = ("learned", "unseen_phrasing", "general", "kept", "neighbours_kept", "drift")
+    lines = ["| method | learned | unseen | general | kept | neighbours kept | drift | words | seconds | step at "
+             f"{MATCHED:g} | kept there | drift there | seeds |", "| --- |" + " ---: |" * 12]
     for name, rows in itertools.chain(*(rows_of(file, e).items() for e in experiments)):
         there = [at_learned(row["curve"], MATCHED) for row in rows]
-        cells = [cell([row[f] for row in rows]) for f in ("learned", "unseen_phrasing", "general", "kept", "drift")]
-        cells += [cell([row["open_words"] for row in rows], 0), cell([p.get("step") for p in there], 0)]
+        cells = [cell([row[f] for row in rows]) for f in figures]
+        cells += [cell([row[f] for row in rows], 0) for f in ("open_words", "seconds")]
+        cells.append(cell([p.get("step") for p in there], 0))
         cells += [cell([p.get(f) for p in there]) for f in ("kept", "drift")]
         lines.append(f"| {name} | {' | '.join(cells)} | {len(rows)} |")
     return "\n".join(lines)

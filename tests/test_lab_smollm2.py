@@ -128,11 +128,13 @@ def test_methods_are_compared_where_they_have_learned_as_much():
 
 def test_a_table_says_of_how_many_seeds_a_figure_is(monkeypatch):
     monkeypatch.setattr(smollm2, "EXPERIMENTS", {"facts": ([0, 1], {"slow": "", "sdft": "", "not run": ""})})
-    end = {"learned": 0.5, "unseen_phrasing": 0.25, "general": 0.7, "kept": 0.9, "drift": 0.1, "open_words": 49.6}
+    end = {"learned": 0.5, "unseen_phrasing": 0.25, "general": 0.7, "kept": 0.9, "neighbours_kept": 0.8,
+           "drift": 0.1, "open_words": 49.6, "seconds": 7.2}
     rows = [{"experiment": "facts", "seed": seed, "name": "sdft", **end, "curve": curve(0, learned)}
             for seed, learned in enumerate((0.5, 1))]
     head, _, row = smollm2.experiment_table({"runs": rows}, ["facts"]).splitlines()
-    assert row == ("| sdft | 0.50 ± 0.00 | 0.25 ± 0.00 | 0.70 ± 0.00 | 0.90 ± 0.00 | 0.10 ± 0.00 | 50 ± 0 | "
+    assert row == ("| sdft | 0.50 ± 0.00 | 0.25 ± 0.00 | 0.70 ± 0.00 | 0.90 ± 0.00 | 0.80 ± 0.00 | "
+                   "0.10 ± 0.00 | 50 ± 0 | 7 ± 0 | "
                    "8 (1 of 2) | 0.92 (1 of 2) | 0.08 (1 of 2) | 2 |")
     assert head.count("|") == row.count("|")
 
