@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import smollm2
 from eval import continual_metrics
-from evidence import ABLATION, EXPERIMENTS, READING, SIZES
+from evidence import ABLATION, EXPERIMENTS, READING, SIZES, markdown
 from pretrain import AT_MOST, GATES
 from runs import BadInput, ends_in_one_line, read_json, replacing, write_json
 
@@ -644,12 +644,6 @@ def cell(name, mean, half=None) -> str:
     # + 0.0: no minus before a zero
     text = f"{round(mean * scale, digits) + 0.0:,.{digits}f}"
     return text if half is None or math.isnan(half) else f"{text} ± {half * scale:,.{digits}f}"
-
-
-def markdown(header, rows, left=1) -> str:
-    """A table; its first columns (`left` of them) are aligned to the left, the others to the right."""
-    lines = [header, ["---" if i < left else "---:" for i in range(len(header))], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def found_text(claim) -> str:

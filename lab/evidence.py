@@ -209,6 +209,12 @@ def command(job) -> str:
     return f"python {job.program} {job.options} --out {shlex.quote(job.folder)}"
 
 
+def markdown(header, rows, left=1) -> str:
+    """A table; its first columns (`left` of them) are aligned to the left, the others to the right."""
+    lines = [header, ["---" if i < left else "---:" for i in range(len(header))], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def settings(config: dict) -> dict:
     """What tells one run from another, as JSON has it (no tuples): all but the machine's."""
     return json.loads(json.dumps(config | {"out": "", "resume": False, "threads": 0, "device": "", "save_every": 0}))

@@ -25,7 +25,7 @@ import report
 import skills
 from data import read_examples
 from eval import answers, continual_metrics, load_model
-from evidence import Job, command, is_done
+from evidence import Job, command, is_done, markdown
 from runs import BadInput, ends_in_one_line, read_json, remove, replacing, write_json
 
 ROOT, MODEL = os.path.join("out", "smollm2-runs"), os.path.join("out", "smollm2")
@@ -33,14 +33,13 @@ ALL = "--batch-size 16 --bf16 --converged 0 --save-every 1000"
 SAMPLES = "--max-new-tokens 24 --watch-every 25 --measure-every 25"
 TEACHER = f"--sampler teacher --temperature 0.5 {SAMPLES}"
 CONSTANT = f"{TEACHER} --lr 5e-5 --warmup 30 --steps 100 --blend 0.8"
-COSINE = f"{TEACHER} --lr 1.5e-4 --warmup 20 --schedule cosine --blend 0.9"
 SELF_REPLAY = "--penalty self-replay --strength 3"
-NO_PENALTY = f"{COSINE} --steps 100 --contrast 1"
+NO_PENALTY = f"{TEACHER} --lr 1.5e-4 --warmup 20 --schedule cosine --blend 0.9 --steps 100 --contrast 1"
 SDFT = f"{NO_PENALTY} {SELF_REPLAY}"
 SFT = "--method sft --lr 5e-5 --steps 48 --watch-every 24 --measure-every 12"
 PLAIN = f"--warmup 10 --steps 75 {SAMPLES}"
 TRL = "--lr 5e-5 --warmup 10 --steps 75 --max-new-tokens 24 --measure-every 25"
-SKILLS = "--max-new-tokens 32"                               # a record is longer than a sentence
+LONGER = "--max-new-tokens 32"                               # a record is longer than a sentence
 HEADLINE = ("sentences", "terse")                           # the demonstrations: in sentences, or the bare value
 MATCHED = 0.8                                               # what has been learned where methods are compared
 DEMO = ("sft", "sdft plain", "sdft")                        # of the sentences
@@ -95,13 +94,13 @@ EXPERIMENTS = {
                  "cosine, self-replay 3": SDFT},
     }.items() for name, options in tried.items()}),
     # a rule each, which a cue calls for; its form is read when the demonstration is an earlier turn
-    "skills": (range(3), {f"{skill} {method}": f"{options} {SKILLS}" for skill in skills.SKILLS for method, options in {
+    "skills": (range(3), {f"{skill} {method}": f"{options} {LONGER}" for skill in skills.SKILLS for method, options in {
         "sft": "--method sft --lr 5e-5 --steps 36 --watch-every 12 --measure-every 6",
         "sft self-replay": f"--method sft --lr 5e-5 --steps 36 {SELF_REPLAY} --watch-every 12 --measure-every 6",
         "sdft plain": f"{PLAIN} --lr 5e-5 --template earlier-turn",
         "sdft": f"{SDFT} --template earlier-turn"}.items()}),
     # five tasks, one after another: facts, a skill, words of a language, a skill, and what of the facts has changed
-    "sequence": (range(3), {method: f"{options} {SKILLS}" for method, options in {
+    "sequence": (range(3), {method: f"{options} {LONGER}" for method, options in {
         "sft": "--method sft --lr 5e-5 --steps 48 --watch-every 24",
         "sft self-replay": f"--method sft --lr 5e-5 --steps 48 {SELF_REPLAY} --watch-every 24",
         "sdft plain": "--warmup 10 --steps 75 --watch-every 25 --lr 5e-5 --template earlier-turn",
@@ -278,12 +277,11 @@ def cell(values, digits=2) -> str:
 def table(methods) -> str:
     """A Markdown table of {method: {figure: [its value of each seed]}}."""
     names = [name for name in COLUMNS if name != "neighbours"]
-    lines = ["| method | " + " | ".join(n.replace("_", " ") for n in names) + " |", "| --- |" + " ---: |" * len(names)]
+    rows = []
     for method, row in methods.items():
         seeds = {n: row.get(n, [None]) for n in names} | {"steps": row.get("steps", [None])[:1]}
-        cells = [cell(seeds[n], 0 if n in ("steps", "seconds", "open_words") else 2) for n in names]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([method, *(cell(seeds[n], 0 if n in ("steps", "seconds", "open_words") else 2) for n in names)])
+    return markdown(["method", *(n.replace("_", " ") for n in names)], rows)
 
 
 def headline_table(figures, kind) -> str:
@@ -311,41 +309,40 @@ def rows_of(file, experiment) -> dict:
 def experiment_table(file, experiments) -> str:
     """Each method of some experiments: its end, and what it had kept where it first had learned MATCHED."""
     figures = ("learned", "unseen_phrasing", "general", "kept", "neighbours_kept", "drift")
-    lines = ["| method | learned | unseen | general | kept | neighbours kept | drift | words | seconds | step at "
-             f"{MATCHED:g} | kept there | drift there | seeds |", "| --- |" + " ---: |" * 12]
+    header = ["method", "learned", "unseen", "general", "kept", "neighbours kept", "drift", "words", "seconds",
+              f"step at {MATCHED:g}", "kept there", "drift there", "seeds"]
+    lines = []
     for name, rows in itertools.chain(*(rows_of(file, e).items() for e in experiments)):
         there = [at_learned(row["curve"], MATCHED) for row in rows]
         cells = [cell([row[f] for row in rows]) for f in figures]
         cells += [cell([row[f] for row in rows], 0) for f in ("open_words", "seconds")]
         cells.append(cell([p.get("step") for p in there], 0))
         cells += [cell([p.get(f) for p in there]) for f in ("kept", "drift")]
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(rows)} |")
-    return "\n".join(lines)
+        lines.append([name, *cells, str(len(rows))])
+    return markdown(header, lines)
 
 
 def sequence_table(file) -> str:
     """Each method after the five tasks: the accuracy matrix's metrics, and what is left of the base."""
     metrics, figures = ("average_accuracy", "learning_accuracy", "forgetting"), ("kept", "drift", "open_words")
-    lines = [f"| method | {' | '.join(n.replace('_', ' ') for n in metrics + figures)} | seeds |",
-             "| --- |" + " ---: |" * (len(metrics + figures) + 1)]
+    lines = []
     for name, rows in rows_of(file, "sequence").items():
         found = [continual_metrics(row["R"]) | row for row in rows]
         cells = [cell([row[f] for row in found], 0 if f == "open_words" else 2) for f in metrics + figures]
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(rows)} |")
-    return "\n".join(lines)
+        lines.append([name, *cells, str(len(rows))])
+    return markdown(["method", *(n.replace("_", " ") for n in metrics + figures), "seeds"], lines)
 
 
 def answers_table(figures) -> str:
     """The answers of results/smollm2.json, a row a prompt."""
-    first, *rest = figures["answers"]
-    names = [name for name in first if name not in ("prompt", "right")]
-    lines = ["| asked | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    for row in (first, *rest):
+    names = [name for name in figures["answers"][0] if name not in ("prompt", "right")]
+    lines = []
+    for row in figures["answers"]:
         right = f" (*{row['right']}*)" if row["right"] else ""
         said = [" ".join(row[name].split()).replace("|", "\\|") for name in names]
         short = [text if len(text) <= 150 else text[:150].rsplit(" ", 1)[0] + " …" for text in said]
-        lines.append(f"| {row['prompt']}{right} | " + " | ".join(short) + " |")
-    return "\n".join(lines)
+        lines.append([row["prompt"] + right, *short])
+    return markdown(["asked", *names], lines, left=len(names) + 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
