@@ -24,12 +24,13 @@ import numpy as np
 
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import smollm2
+import smollm2_claims
 from eval import continual_metrics
 from evidence import ABLATION, EXPERIMENTS, READING, SIZES, markdown
+from intervals import NAN, interval, rank_correlation, verdict
 from pretrain import AT_MOST, GATES
 from runs import BadInput, ends_in_one_line, read_json, replacing, write_json
 
-NAN = float("nan")
 POINT = 0.01
 # Seeds without which nothing is said: one has no interval.
 FEWEST = 2
@@ -114,46 +115,6 @@ def show(found, *names) -> dict:
     return {f"{k}, {label}".replace("_", " "): figures[k] for k in names for label, figures in found.items()}
 
 
-@functools.cache
-def t_quantile_975(df: int) -> float:
-    """97.5 % point of Student's t, by its distribution function on a grid (for one number scipy is not needed)."""
-    x = np.linspace(0, 200, 400_001)
-    scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
-    density = scale * (1 + x * x / df) ** (-(df + 1) / 2)
-    mass = 0.5 + np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2) * (x[1] - x[0])])
-    return float(np.interp(0.975, mass, x))
-
-
-def interval(values) -> tuple[float, float]:
-    """(mean, half of the 95 % t-interval) of an array over seeds, NaN left out; one number has no interval (NaN).
-
-    A pair is one already.
-    """
-    if isinstance(values, tuple):
-        return values
-    values = np.array(values, dtype=float)
-    values = values[~np.isnan(values)]
-    n = len(values)
-    mean = float(values.mean()) if n else NAN
-    half = t_quantile_975(n - 1) * values.std(ddof=1) / math.sqrt(n) if n > 1 else NAN
-    return mean, float(half)
-
-
-def verdict(margins, directions=()) -> str:
-    """What the margins and directions of a claim say of it.
-
-    holds: of every margin the whole 95 % interval is at or above 0. holds partly: every margin's mean is, or every
-    direction's whole interval is above 0. not measured: a margin has no interval.
-    """
-    margins, directions = ([interval(m) for m in figures] for figures in (margins, directions))
-    if np.isnan(margins).any():
-        return "not measured"
-    if all(mean - half >= -1e-9 for mean, half in margins):
-        return "holds"
-    right = directions and all(mean - half > 1e-9 for mean, half in directions)
-    return "holds partly" if right or all(mean >= -1e-9 for mean, _ in margins) else "does not hold here"
-
-
 def better(runs, ours, others, names, by=POINT, sign=None, also=()):
     """A claim that our run has more than each of the others, in each of the named figures.
 
@@ -169,29 +130,6 @@ def better(runs, ours, others, names, by=POINT, sign=None, also=()):
     margins = [m - by for name in names for m in more(name)]
     directions = [m for name in ([sign] if sign else names) for m in more(name)]
     return seeds, show(found, *names, *also), margins, directions
-
-
-def ranks(x) -> np.ndarray:
-    """1 is the smallest; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def spearman(x, y) -> float:
-    """Rank correlation: Pearson's of the ranks; NaN where x or y is constant."""
-    a, b = (ranks(v) - (len(v) + 1) / 2 for v in (x, y))
-    return float(a @ b / math.sqrt((a @ a) * (b @ b))) if a.any() and b.any() else NAN
-
-
-def rank_correlation(x, y, draws=1000) -> tuple[float, float]:
-    """(Spearman's rho, half of its 95 % interval by a seeded bootstrap over the points)."""
-    x, y = np.array(x, dtype=float), np.array(y, dtype=float)
-    rho = spearman(x, y)
-    if math.isnan(rho):
-        return NAN, NAN
-    chosen = np.random.default_rng(0).integers(len(x), size=(draws, len(x)))
-    low, high = np.nanpercentile([spearman(x[i], y[i]) for i in chosen], [2.5, 97.5])
-    return rho, float(high - low) / 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -861,7 +799,7 @@ def of_runs(text):
     return lambda file: text(file["runs"])
 
 
-# name of a block: (its JSON under results/, its text)
+# name of a block: (its JSON under results/, or several, its text)
 TEXTS = {"headline": headline_text, "headline-three": headline_three_text, "gates": gates_text,
          "baselines": baselines_text, "matched": matched_text, "families": families_text}
 TEXTS |= {name: functools.partial(ablation_text, experiment=name) for name in EXPERIMENTS
@@ -875,7 +813,8 @@ BLOCKS |= {f"smollm2-{kind}": ("smollm2", functools.partial(smollm2.headline_tab
 BLOCKS |= {f"smollm2-{name}": ("smollm2-runs", functools.partial(smollm2.experiment_table, experiments=experiments))
            for name, experiments in (("trials", ["trials"]), ("facts", ["sentences", "facts"]), ("skills", ["skills"]),
                                      ("trl", ["trl"]))}
-BLOCKS["smollm2-sequence"] = "smollm2-runs", smollm2.sequence_table
+BLOCKS |= {"smollm2-sequence": ("smollm2-runs", smollm2.sequence_table),
+           "smollm2-claims": ("smollm2-runs evidence", smollm2_claims.table)}
 # What makes each JSON.
 MADE_BY = {"runs": "lab/evidence.py", "evidence": "lab/claims.py", "step_cpu": "tests/bench_step.py",
            "kernel_cpu": "tests/bench_kernel.py", "growth_cpu": "tests/bench_growth.py",
@@ -902,7 +841,7 @@ def write_readme(readme, results="results"):
         if name not in BLOCKS:
             raise BadInput(f"{readme}: no block is called {name}; there are {', '.join(BLOCKS)}")
         source, make = BLOCKS[name]
-        return f"<!-- {name} -->\n{make(read_result(results, source))}\n<!-- end -->"
+        return f"<!-- {name} -->\n{make(*(read_result(results, s) for s in source.split()))}\n<!-- end -->"
 
     new = re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
     with replacing(readme) as f:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import claims
+import intervals
 import smollm2
 from evidence import EXPERIMENTS, part
 from evidence import trials as trials_of
@@ -354,15 +355,15 @@ def test_neighbours_may_be_nan():
 # printed tables of Student's t
 @pytest.mark.parametrize("df, value", [(2, 4.3027), (5, 2.5706), (30, 2.0423)])
 def test_t_quantile(df, value):
-    assert claims.t_quantile_975(df) == pytest.approx(value, abs=2e-3)
+    assert intervals.t_quantile_975(df) == pytest.approx(value, abs=2e-3)
 
 
 def test_interval():
-    assert claims.interval([0.8, 0.9, 1.0]) == (pytest.approx(0.9), pytest.approx(T3 * 0.1 / 3**0.5, abs=1e-3))
-    assert claims.interval([0.8, NAN, 0.9, 1.0]) == claims.interval([0.8, 0.9, 1.0])
-    assert claims.interval((0.3, 0.1)) == (0.3, 0.1)
-    assert claims.interval([0.5])[0] == 0.5 and math.isnan(claims.interval([0.5])[1])
-    assert np.isnan(claims.interval([])).all()
+    assert intervals.interval([0.8, 0.9, 1.0]) == (pytest.approx(0.9), pytest.approx(T3 * 0.1 / 3**0.5, abs=1e-3))
+    assert intervals.interval([0.8, NAN, 0.9, 1.0]) == intervals.interval([0.8, 0.9, 1.0])
+    assert intervals.interval((0.3, 0.1)) == (0.3, 0.1)
+    assert intervals.interval([0.5])[0] == 0.5 and math.isnan(intervals.interval([0.5])[1])
+    assert np.isnan(intervals.interval([])).all()
 
 
 @pytest.mark.parametrize("margins, directions, expected", [
@@ -379,21 +380,21 @@ def test_interval():
     ([(0.1, NAN)], [], "not measured"),
 ])
 def test_verdict(margins, directions, expected):
-    assert claims.verdict(margins, directions) == expected
+    assert intervals.verdict(margins, directions) == expected
 
 
 def test_rank_correlation_by_hand():
-    assert claims.ranks([10, 30, 20, 20, 5]).tolist() == [2, 5, 3.5, 3.5, 1]
+    assert intervals.ranks([10, 30, 20, 20, 5]).tolist() == [2, 5, 3.5, 3.5, 1]
     # ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4 less their mean 2.5: 4.5 / sqrt(4.5 * 5)
-    assert claims.spearman([1, 2, 2, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / 22.5**0.5)
-    assert claims.spearman([1, 2, 2, 9], [4, 3, 2, 1]) == pytest.approx(-4.5 / 22.5**0.5)
-    assert math.isnan(claims.spearman([1, 1, 1], [1, 2, 3]))
+    assert intervals.spearman([1, 2, 2, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / 22.5**0.5)
+    assert intervals.spearman([1, 2, 2, 9], [4, 3, 2, 1]) == pytest.approx(-4.5 / 22.5**0.5)
+    assert math.isnan(intervals.spearman([1, 1, 1], [1, 2, 3]))
     x, noise = np.arange(40.0), np.random.default_rng(1).normal(size=40)
-    rho, half = claims.rank_correlation(x, np.exp(x))
+    rho, half = intervals.rank_correlation(x, np.exp(x))
     # of ranks: the shape of a curve is nothing to it
     assert rho == pytest.approx(1) and half == pytest.approx(0)
-    wide, narrow = claims.rank_correlation(x[:10], noise[:10])[1], claims.rank_correlation(x, noise)[1]
-    assert 0.1 < narrow < wide and claims.rank_correlation(x, noise) == claims.rank_correlation(x, noise)
+    wide, narrow = intervals.rank_correlation(x[:10], noise[:10])[1], intervals.rank_correlation(x, noise)[1]
+    assert 0.1 < narrow < wide and intervals.rank_correlation(x, noise) == intervals.rank_correlation(x, noise)
 
 
 def test_constant_accuracy_with_a_demonstration_tells_nothing():
@@ -562,7 +563,7 @@ def test_command_copes_with_almost_nothing(tmp_path, monkeypatch):
     made = {name: text(json.loads((tmp_path / f"{source}.json").read_text()))
             for name, (source, text) in claims.BLOCKS.items() if source in ("runs", "evidence")}
     elsewhere = [name for name in claims.BLOCKS if name in ("step", "kernel", "growth") or "smollm2" in name]
-    assert len(made) == len(claims.BLOCKS) - len(elsewhere) and len(elsewhere) == 3 + 6 + len(smollm2.HEADLINE)
+    assert len(made) == len(claims.BLOCKS) - len(elsewhere) and len(elsewhere) == 3 + 7 + len(smollm2.HEADLINE)
     assert all("| " in text for name, text in made.items() if name != "commits") and "`d` (1)" in made["commits"]
 
 
