@@ -37,7 +37,7 @@ SELF_REPLAY = "--penalty self-replay --strength 3"
 NO_PENALTY = f"{TEACHER} --lr 1.5e-4 --warmup 20 --schedule cosine --blend 0.9 --steps 100 --contrast 1"
 SDFT = f"{NO_PENALTY} {SELF_REPLAY}"
 SFT = "--method sft --lr 5e-5 --steps 48 --watch-every 24 --measure-every 12"
-PLAIN = f"--warmup 10 --steps 75 {SAMPLES}"
+PLAIN = f"--contrast 0 --warmup 10 --steps 75 {SAMPLES}"
 TRL = "--lr 5e-5 --warmup 10 --steps 75 --max-new-tokens 24 --measure-every 25"
 LONGER = "--max-new-tokens 32"                               # a record is longer than a sentence
 HEADLINE = ("sentences", "terse")                           # the demonstrations: in sentences, or the bare value
@@ -103,7 +103,7 @@ EXPERIMENTS = {
     "sequence": (range(3), {method: f"{options} {LONGER}" for method, options in {
         "sft": "--method sft --lr 5e-5 --steps 48 --watch-every 24",
         "sft self-replay": f"--method sft --lr 5e-5 --steps 48 {SELF_REPLAY} --watch-every 24",
-        "sdft plain": "--warmup 10 --steps 75 --watch-every 25 --lr 5e-5 --template earlier-turn",
+        "sdft plain": "--contrast 0 --warmup 10 --steps 75 --watch-every 25 --lr 5e-5 --template earlier-turn",
         "sdft": f"{SDFT} --measure-every 0 --template earlier-turn"}.items()}),
     # another trainer, in its own words and in the paper's, with the samples of `sdft plain`
     "trl": (range(3), {"trl": TRL, "trl paper": f"{TRL} --paper"}),
