@@ -242,6 +242,8 @@ class ChatTokenizer:
     message. BadInput for a folder, a chat template or a template for the teacher that cannot be used.
     """
 
+    least = 32                    # tokens that an answer has room for: a sentence
+
     def __init__(self, folder, template=OFFICIAL):
         missing = [field for field in ("{prompt}", "{demo}") if field not in template]
         if missing and template != EARLIER:

@@ -36,6 +36,8 @@ class WordTokenizer:
     meaning so far. ValueError for words that would not be as many tokens.
     """
 
+    least = 16                    # tokens that an answer has room for
+
     def __init__(self, words, spare=()):
         self.words, self.spare = list(words), list(spare)
         tokens = [bytes([b]) for b in range(256)] + [b" " + word.encode() for word in self.words]
@@ -148,7 +150,7 @@ class Example:
     @property
     def shown(self) -> tuple:
         """(what was asked, what the teacher is shown)."""
-        return self.asked, self.demo or self.response
+        return self.asked, self.response if self.demo is None else self.demo
 
 
 def plain(text: str) -> str:
@@ -459,15 +461,11 @@ class Batch:
     response_mask: torch.Tensor
     other_prompt: torch.Tensor | None = None
     other_length: torch.Tensor | None = None
-
-    @property
-    def room(self) -> int:
-        """Tokens that an answer may have, sampled or greedy: a little more than the longest demonstrated one."""
-        return max(16, self.response.shape[1] + 2)
+    room: int = 16                # tokens that an answer may have, sampled or greedy
 
     def to(self, device):
-        tensors = (getattr(self, f.name) for f in fields(self))
-        return Batch(*(t if t is None else t.to(device) for t in tensors))
+        values = (getattr(self, f.name) for f in fields(self))
+        return Batch(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in values))
 
 
 def pad(rows: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -493,7 +491,9 @@ def collate(examples: list[Example], tokenizer, shown: list[list[Example]] | Non
     responses = [[*tokenizer.encode(e.response), end] for e in examples]
     response, n = pad(responses, end)
     mask = torch.arange(response.shape[1]) < n[:, None]
-    batch = Batch(*pad(bare, end), *pad(behind, end), response, mask)
+    # a little more than the longest demonstrated answer
+    room = max(tokenizer.least, response.shape[1] + 2)
+    batch = Batch(*pad(bare, end), *pad(behind, end), response, mask, room=room)
     if against is not None:
         others = [tokenizer.prompt(e.asked, (e.asked, other.shown[1]), tools=e.tools)
                   for e, other in zip(examples, against)]

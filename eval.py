@@ -25,8 +25,7 @@ from divergence import contrasted, token_divergence
 from model import GPT, bf16_copy
 from runs import BadInput, ends_in_one_line, provenance, read_json, replacing, write_json
 
-ANSWER = 32                       # tokens that a chat model's answer to a question may have at least
-OPEN = 64                         # and the answer to an open prompt
+OPEN = 64                         # tokens that the answer to an open prompt may have
 AT_ONCE = 2**16                   # tokens of prompts and answers, and so places of the cache, when many are asked
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -35,8 +34,8 @@ AT_ONCE = 2**16                   # tokens of prompts and answers, and so places
 
 def answers(model, tokenizer, examples, shown=False, batch=256, room=0) -> list[str]:
     """Greedy answers to the bare prompts, or to the prompts behind their demonstrations (shown: True, or of each prompt
-    a list of others), of a little more than the longest demonstration of those asked at once, or `room` tokens.
-    These are so few that they and their answers have at most AT_ONCE tokens."""
+    a list of others). An answer may have Batch.room tokens, or `room` where that is more; as many are asked at once as
+    have, with their answers, at most AT_ONCE tokens."""
     said = []
     while len(said) < len(examples):
         rows = slice(len(said), len(said) + batch)
@@ -106,14 +105,13 @@ class Probe:
     tasks: what is taught, in this order. keep: examples of what the model should still know, by their task. reading:
     what it is asked behind a demonstration. neighbours: of facts that a task changes. open_prompts: without a right
     answer; the words of the answers are counted. Of what a task is trained on at most `most` are asked. room: tokens
-    that an answer may have, as in `answers`; of a chat model, which answers in sentences, at least ANSWER. base: the
-    model before its first task. bf16: answers are those of a copy in bf16; drift is that of the model itself.
+    that an answer to a task may have, as in `answers`. base: the model before its first task. bf16: answers are those
+    of a copy in bf16; drift is that of the model itself.
     """
 
     def __init__(self, base, tokenizer, tasks, keep=(), reading=(), neighbours=(), open_prompts=(), bf16=False,
                  most=128, room=0):
-        self.tokenizer, self.tasks, self.bf16 = tokenizer, tasks, bf16
-        self.room = max(room, ANSWER) if isinstance(tokenizer, ChatTokenizer) else room
+        self.tokenizer, self.tasks, self.bf16, self.room = tokenizer, tasks, bf16, room
         self.keep, self.reading, self.neighbours, self.open_prompts = keep, reading, neighbours, open_prompts
         self.asked = []                                    # what was said before the first task, and last; see `ask`
         self.trained_on = [spread(task.train, most) for task in tasks]
@@ -129,12 +127,12 @@ class Probe:
         known = len(self.tasks) if learned == 0 else learned + 1
         if learned == 0:
             self.asked = []
-        R = [mean(self.ask(model, f"task {j + 1}", task.test)[1]) if j < known else float("nan")
+        R = [mean(self.ask(model, f"task {j + 1}", task.test, self.room)[1]) if j < known else float("nan")
              for j, task in enumerate(self.tasks)]
         trained_on = self.trained_on[max(learned - 1, 0)]
         said, right, before = self.ask(model, "keep", self.keep)
         _, beside, beside_before = self.ask(model, "neighbours", self.neighbours)
-        spoken, *_ = self.ask(model, "open", self.open_prompts, OPEN)
+        spoken, *_ = self.ask(model, "open", self.open_prompts, room=OPEN)
         return {
             "R": R,
             "learned": accuracy(model, self.tokenizer, trained_on, room=self.room),
@@ -150,11 +148,11 @@ class Probe:
             "drift_new": self.drift_new[max(learned - 1, 0)](whole),
         }
 
-    def ask(self, model, of, examples, room=None):
+    def ask(self, model, of, examples, room=0):
         """Greedy answers, their grades (N,), and the grades (N,) before the first task. Of each `asked` keeps a row:
         {"of": "task 1", ..., "keep", "neighbours" or "open", "task", "prompt", "right", "said": [before, last],
         "grade": [before, last]}."""
-        said = answers(model, self.tokenizer, examples, room=self.room if room is None else room)
+        said = answers(model, self.tokenizer, examples, room=room)
         rows = [row for row in self.asked if row["of"] == of]
         if not rows:
             rows = [{"of": of, "task": e.task, "prompt": e.prompt, "right": e.answer, "said": [], "grade": []}

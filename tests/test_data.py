@@ -636,6 +636,10 @@ def test_an_answer_has_room_for_a_little_more_than_the_longest_demonstrated(toke
     assert batch.response.shape == (2, tokens + 1) and batch.room == room == batch.to("cpu").room
 
 
+def test_nothing_said_is_shown_as_nothing():
+    assert Example("x", "A", demo="").shown == ("x", "") and Example("x", "A").shown == ("x", "A")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Whatever a file holds, it is read or refused, each thing in one line.
 

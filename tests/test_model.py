@@ -144,6 +144,20 @@ def test_samples_follow_the_distribution():
     torch.testing.assert_close(frequency, expected, atol=0.015, rtol=0)                   # 4 sigma at p = 1/2
 
 
+def test_a_device_that_is_asked_less_often_says_the_same(monkeypatch):
+    """Where one look covers five tokens, those behind the end of all rows are cut off again."""
+    gpt = random_gpt()
+    tokens, length = (t[:1] for t in prompts())
+    free, _ = gpt.generate(tokens, length, 12, end=-1, temperature=0)
+    end = int(free[0, 2])
+    once, mask = gpt.generate(tokens, length, 12, end=end, temperature=0)
+    asked, logits = [], gpt.logits
+    monkeypatch.setattr(gpt, "logits", lambda x: asked.append(x) or logits(x))
+    monkeypatch.setitem(model_module.LOOK, "cpu", 5)
+    again = gpt.generate(tokens, length, 12, end=end, temperature=0)
+    assert len(asked) == 5 > once.shape[1] and torch.equal(again[0], once) and torch.equal(again[1], mask)
+
+
 def test_generation_stops_at_the_end_token():
     gpt = random_gpt()
     tokens, length = prompts()
