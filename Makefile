@@ -4,8 +4,8 @@
 # make gpu       where a GPU is: the tests marked gpu, the kernel, steps of five models, a short demo (eight minutes; with PYTHON)
 # make evidence  every run behind the figures of lab/README.md, two at a time (hours; QUICK=1: minutes), and the figures again
 #
-# SEED draws the world; OUT is the folder of the runs; BASE, WORLD and ARGS are further options of lab/pretrain.py, lab/world.py
-# and train.py. On a machine that has other work: make demo BASE="--threads 1"
+# Of make demo SEED draws the world; OUT is the folder of the runs; BASE, WORLD and ARGS are further options of lab/pretrain.py,
+# lab/world.py and train.py. On a machine that has other work: make demo BASE="--threads 1"
 SEED ?= 0
 OUT ?= out/demo
 BASE ?=

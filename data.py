@@ -432,7 +432,7 @@ def check_shown(tasks, k, tokenizer, context, room=0):
         if len(task.train) - max(prompts.values()) < k:
             raise BadInput(f"--shown {k}: the {len(task.train)} demonstrations of a task ({task.name}) have only "
                            f"{len(prompts)} different prompts; show fewer, or add some")
-        longest = sorted(task.train, key=lambda e: -len(e.prompt.encode() + e.shown[1].encode()))[:k]
+        longest = sorted(task.train, key=lambda e: -len(tokenizer.encode(f"{e.prompt} {e.shown[1]}")))[:k]
         batch = collate(task.train, tokenizer, [longest] * len(task.train))
         needed = batch.demo_prompt.shape[1] + max(batch.room, room)
         if needed > context:

@@ -111,10 +111,9 @@ class Probe:
 
     def __init__(self, base, tokenizer, tasks, keep=(), reading=(), neighbours=(), open_prompts=(), bf16=False,
                  most=128, room=0):
-        self.tokenizer, self.tasks, self.bf16, self.room = tokenizer, tasks, bf16, room
+        self.tokenizer, self.tasks, self.bf16, self.room, self.most = tokenizer, tasks, bf16, room, most
         self.keep, self.reading, self.neighbours, self.open_prompts = keep, reading, neighbours, open_prompts
         self.asked = []                                    # what was said before the first task, and last; see `ask`
-        self.trained_on = [spread(task.train, most) for task in tasks]
         self.kinds = np.array([e.task for e in keep])
         low = bf16_copy(base) if bf16 else None
         self.drift_keep = Drift(base, tokenizer, [*keep, *open_prompts], low=low)
@@ -129,7 +128,7 @@ class Probe:
             self.asked = []
         R = [mean(self.ask(model, f"task {j + 1}", task.test, self.room)[1]) if j < known else float("nan")
              for j, task in enumerate(self.tasks)]
-        trained_on = self.trained_on[max(learned - 1, 0)]
+        trained_on = spread(self.tasks[max(learned - 1, 0)].train, self.most)
         said, right, before = self.ask(model, "keep", self.keep)
         _, beside, beside_before = self.ask(model, "neighbours", self.neighbours)
         spoken, *_ = self.ask(model, "open", self.open_prompts, room=OPEN)
@@ -437,7 +436,7 @@ def looks(path, files=(), rows=1) -> list[dict]:
                        for e in examples]
         if contrast and own:
             # as before a task: what the model itself says to another prompt
-            said = answers(models[0][2], tokenizer, against)
+            said = answers(models[0][2], tokenizer, against, room=settings.get("max_new_tokens", 0))
             against = [dataclasses.replace(o, demo=text) for o, text in zip(against, said)]
         b = collate(examples, tokenizer, shown, against)
         spoken = [m.generate(b.prompt, b.length, settings.get("max_new_tokens") or b.room, tokenizer.end, temperature=0)

@@ -123,7 +123,7 @@ def shared_attention(q, k, v, P, B):
     return torch.cat([attention(*first), y.transpose(0, 1).flatten(1, 2)[None]], 2)
 
 
-def alike(tokens, length=None):
+def shared_prefix(tokens, length=None):
     """With how many tokens all rows of `tokens` (B, T) begin, such as the system prompt of a chat template: on a CPU
     they are read once, and not B times. Fewer than the shortest row has; `length` (B,), None: T. 0 where it does not
     pay: of fewer than 8, and on a GPU, which would have to be waited for."""
@@ -274,7 +274,7 @@ class GPT(nn.Module):
         self.check_length(T)
         position, P = torch.arange(T, device=tokens.device), 0
         if mask is None and not (self.training and self.config.dropout):
-            P = alike(tokens)
+            P = shared_prefix(tokens)
         if P:
             # packed, (1, P + B (T - P)): what the rows have in common once, then the rest of each
             tokens = torch.cat([tokens[0, :P], tokens[:, P:].flatten()])[None]
@@ -330,7 +330,7 @@ class GPT(nn.Module):
                 x = block(x, cos, sin, mask, cache, slots)
             return x
 
-        shared, seen = alike(prompt, length), None
+        shared, seen = shared_prefix(prompt, length), None
         if shared:
             step(prompt[:1, :shared], slot[None, :shared], caches=[cache[:, :1] for cache in caches])
             for cache in caches:

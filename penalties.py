@@ -17,7 +17,7 @@ from runs import BadInput
 DREAMS = 512                      # that self-replay begins before each task; those that end are its prompts
 FISHER = 256                      # answers from which EWC estimates the Fisher information of a task
 LONGEST = 16                      # tokens of a dreamt prompt, and of the answer to it
-OF_CHAT = (512, 32)               # the same two of a chat model, whose sentences are longer
+OF_CHAT = (512, 32)               # DREAMS and LONGEST of a chat model, whose sentences are longer
 
 
 class Penalty:

@@ -14,8 +14,8 @@ Differences of this file from the paper (P) and from the official code (C):
  5. The teacher is watched: how often it answers a demonstration rightly is measured; if that falls, a guard rolls back.
  6. `penalty` adds a loss of one's own; penalties.py uses it for self-replay and for the baselines.
  7. `contrast` c is our extension (P and C: 0). Shown a demonstration, a teacher also says what any demonstration makes
-    it say ("The answer to this question is ..."), and that is learned first. Shown another one, such as what it says
-    itself to another prompt, it has the same habit without the information. So the target is the softmax of
+    it say ("The answer to this question is ..."), and that is learned first. Another demonstration, such as its own
+    answer to another prompt, brings the same habit without the information. So the target is the softmax of
 
         log p(y | demo, x) + c [log p(y | x) - log p(y | other demo, x)],    the bracket cut at 3 nats either way,
 
@@ -37,9 +37,10 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
               contrast=0.0, penalty=None, micro_batch=None, clip=1.0, linear=False, loss_fn=None):
     """One step of SDFT: sample, score twice, KL, step, EMA.
 
-    student, teacher: modules with model(tokens (B, T), at=(B, R)) -> logits (B, R, V).
-    batch: prompt, demo_prompt (B, P) int64 padded on the right, length, demo_length (B,), response (B, R), its mask.
-    sample(student, prompt, length) -> response (B, R) int64, mask (B, R) bool, at temperature 1.
+    student, teacher: modules with model(tokens (B, T), at=(B, R), return_hidden=False) -> logits (B, R, V), or what
+    their `head` reads, (B, R, D).
+    batch: prompt (B, P), demo_prompt (B, Q) int64 padded on the right, length, demo_length (B,), response (B, R), its
+    mask. sample(student, prompt, length) -> response (B, R) int64, mask (B, R) bool.
     divergence: "forward" KL(teacher ‖ student), "reverse" KL(student ‖ teacher), or "jsd", in which beta is the
     teacher's weight. alpha: share of the supervised loss. ema_decay: what the teacher keeps of its weights. contrast: c
     above; the batch then has other_prompt and other_length too.

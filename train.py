@@ -30,7 +30,8 @@ import sdft
 from chat import ChatTokenizer, template_of
 from data import GRADERS, OF_RETURNS, WordTokenizer, check_shown, collate, grade, held_out, into_tasks, read_examples
 from divergence import token_divergence
-from eval import Probe, answers, both_prompts, changes, continual_metrics, is_chat, load_model, mean, model_folder
+from eval import (Probe, accuracy, answers, both_prompts, changes, continual_metrics, is_chat, load_model, mean,
+                  model_folder)
 from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
 from runs import (MANY, BadInput, Log, check_options, check_out, ends_in_one_line, find_device, flag, given_options,
@@ -82,7 +83,7 @@ class Config:
         "earlier-turn; none: the words of the official code", only=SDFT)
     guard: float = option(
         -1.0, "least share of demonstrations that the teacher must answer rightly; below it both models roll back, and "
-        "a chat model is not taught at all. -1: as tuned, 0.9 and, of a chat model, 0.5", within=(-1, 1))
+        "a chat model is not taught at all. -1: as tuned, 0.9, or 0.5 for a chat model", within=(-1, 1))
     helped_only: bool = option(
         False, "train on those demonstrations alone that let the teacher answer rightly (chat models)", only=SDFT)
     penalty: str = option(
@@ -160,7 +161,7 @@ class Config:
         False, "matrix products in bfloat16 (autocast), those of the head in fp32 of factors rounded to TF32 or "
         "bfloat16; of a chat model samples and answers from a bfloat16 copy too. Weights, logits and losses are fp32")
     compile: bool = option(
-        False, "torch.compile the on-policy loss (both models in it); no gain on a CPU")
+        False, "torch.compile the on-policy loss (both models in it); no gain on a CPU", only=SDFT)
     device: str = option(
         "auto", "auto, cpu, cuda, ...", machine=True)
     threads: int = option(
@@ -183,13 +184,14 @@ LINEAR_FROM = 8192                # size of vocabulary from which the loss is ma
 # Task after task.
 
 
-def learn(config: Config, run) -> dict:
-    """Teach the tasks of a run one after another: learn(config, begin(config, read_lessons(config))).
+def learn(run) -> dict:
+    """Teach the tasks of a run one after another: learn(begin(config, read_lessons(config))), config from `parse`.
 
     Returns the result that is also written to result.json. A loss that is not finite raises FloatingPointError; the
     last checkpoint stays as it was.
     """
-    log, history, tasks, tokenizer = run.log, run.history, run.lessons.tasks, run.lessons.tokenizer
+    config, log, history = run.config, run.log, run.history
+    tasks, tokenizer = run.lessons.tasks, run.lessons.tokenizer
     alpha = config.alpha if config.method == "sdft" else 1.0
     pool = [e for task in tasks for e in task.train]
     loss_fn = compiled(sdft.on_policy_loss) if config.compile else None
@@ -198,51 +200,36 @@ def learn(config: Config, run) -> dict:
     while run.task < len(tasks):
         began, generated = time.perf_counter(), run.sample.tokens
         if run.step == 0:
-            begin_task(run, config)
-        set_rates(run, config)
+            begin_task(run)
+        set_rates(run)
 
         # ---- a batch: what the student is asked, what the teacher is shown besides, and who answers
-        task = tasks[run.task]
-        train = pool if config.method == "joint" else without(history.left_out[-1], task.train)
+        train = pool if config.method == "joint" else tasks[run.task].train
         examples = run.rng.sample(train, min(config.batch_size, len(train)))
         shown = [others(e, train, config.shown, run.rng) for e in examples] if config.shown else None
         against = None
         if config.contrast:
             against = [others(e, run.own, 1, run.rng)[0] if run.own else another(e, train, run.rng) for e in examples]
         batch = collate(examples, tokenizer, shown, against).to(config.device)
-        sample = who_answers(run, config, batch)
+        sample = who_answers(run, batch)
         penalty = run.penalty.loss(batch) if history.regularised[-1] else None
 
         # ---- the method
-        try:
-            with autocast(config):
-                figures = sdft.sdft_step(
-                    run.student, run.teacher, run.optimizer, batch, sample,
-                    divergence=config.divergence, beta=config.beta, alpha=alpha, ema_decay=config.ema_decay,
-                    contrast=config.contrast, penalty=penalty, micro_batch=config.micro_batch or None,
-                    linear=linear, loss_fn=loss_fn)
-        except FloatingPointError as e:
-            before = f"{run.path} is from before" if os.path.exists(run.path) else "Nothing was saved yet"
-            raise FloatingPointError(f"task {run.task + 1} step {run.step}: {e}. {before}; lower --lr or --embed-lr "
-                                     "and begin again")
+        with autocast(config), said_where(run):
+            figures = sdft.sdft_step(
+                run.student, run.teacher, run.optimizer, batch, sample,
+                divergence=config.divergence, beta=config.beta, alpha=alpha, ema_decay=config.ema_decay,
+                contrast=config.contrast, penalty=penalty, micro_batch=config.micro_batch or None,
+                linear=linear, loss_fn=loss_fn)
 
-        # ---- what follows is watching, logging, saving
+        # ---- what follows is watching, measuring, saving
         run.step += 1
         history.seconds[-1] += time.perf_counter() - began
         history.generated_tokens[-1] += run.sample.tokens - generated
         run.recent = [*run.recent[-19:], figures["loss"]]
         over = run.step == config.steps or (len(run.recent) == 20 and np.mean(run.recent) < config.converged)
         if run.step % config.watch_every == 0 or over:
-            right = shown_accuracy(to_ask(run), tokenizer, batch, examples, config.max_new_tokens)
-            history.teacher_curve.append([sum(history.steps) + run.step, right])
-            if alpha < 1 and not run.guard.check(right, run.student, run.teacher):
-                rolled_back(run, right)
-                # agreement with a broken teacher is no reason to stop
-                over = run.step == config.steps
-            if alpha < 1:
-                with autocast(config):
-                    figures |= token_figures(run, batch, *run.said)
-            log_step(run, figures, right, config.steps, config.watch_every, over)
+            over = watch(run, batch, examples, shown, figures, over)
         if over:
             end_task(run)
         elif config.measure_every and run.step % config.measure_every == 0:
@@ -251,9 +238,9 @@ def learn(config: Config, run) -> dict:
             checkpoint(run)
         log.leave()
 
-    result, folder = result_of(run), os.path.dirname(run.path)
-    write_rows(os.path.join(folder, "answers.jsonl"), run.probe.asked)
-    write_json(path := os.path.join(folder, "result.json"), result)
+    result = result_of(run)
+    write_rows(os.path.join(config.out, "answers.jsonl"), run.probe.asked)
+    write_json(path := os.path.join(config.out, "result.json"), result)
     log.say("what was learned, and what is left:\n" + changes(result))
     log.say(f"wrote {path}")
     return result
@@ -264,11 +251,38 @@ def autocast(config):
     return torch.autocast(config.device, torch.bfloat16, enabled=config.bf16)
 
 
-def who_answers(run, config, batch):
+@contextlib.contextmanager
+def said_where(run):
+    """A loss that is not finite is told with its step, what is saved, and the remedy."""
+    try:
+        yield
+    except FloatingPointError as e:
+        before = f"{run.path} is from before" if os.path.exists(run.path) else "Nothing was saved yet"
+        rates = "--lr" if run.lessons.chat else "--lr or --embed-lr"
+        raise FloatingPointError(f"task {run.task + 1} step {run.step}: {e}. {before}; lower {rates} and begin again")
+
+
+def watch(run, batch, examples, shown, figures, over) -> bool:
+    """A look at the teacher, which the guard may roll back, and a line of the log. Returns whether the task is over."""
+    config, history = run.config, run.history
+    right = accuracy(to_ask(run), run.lessons.tokenizer, examples, shown or True, room=config.max_new_tokens)
+    history.teacher_curve.append([sum(history.steps) + run.step, right])
+    if run.said:
+        with autocast(config):
+            figures |= token_figures(run, batch, *run.said)
+        if not run.guard.check(right, run.student, run.teacher):
+            rolled_back(run, right)
+            # agreement with a broken teacher is no reason to stop
+            over = run.step == config.steps
+    log_step(run, figures, right, over)
+    return over
+
+
+def who_answers(run, batch):
     """The sample(student, prompt, length) of a step: the teacher answers a share of the rows, behind its
     demonstrations, and the student the others, the bare prompts."""
+    config = run.config
     share, room = share_of_teacher(config.sampler), config.max_new_tokens or batch.room
-
     answer = functools.partial(run.sample, n_new=room, temperature=config.temperature)
 
     def sample(student, prompt, length):
@@ -303,10 +317,9 @@ def others(example, train, k, rng) -> list:
     return rng.sample([e for e in train if e.prompt != example.prompt], k)
 
 
-def without(left_out, train) -> list:
-    """The demonstrations but those of these numbers."""
-    left_out = set(left_out)
-    return [e for i, e in enumerate(train) if i not in left_out]
+def leave_out(task, numbers):
+    """These demonstrations of a task are not trained on, and neither replayed nor counted as learned."""
+    task.train[:] = [e for i, e in enumerate(task.train) if i not in numbers]
 
 
 def another(example, train, rng):
@@ -322,13 +335,6 @@ def in_own_words(train, said) -> list:
 def to_ask(run):
     """The teacher, for greedy answers: with bf16 a copy."""
     return bf16_copy(run.teacher) if run.sample.bf16 else run.teacher
-
-
-def shown_accuracy(teacher, tokenizer, batch, examples, room=0) -> float:
-    """How often the teacher answers the demonstrations of a batch rightly (greedily)."""
-    room = max(room, batch.room)
-    response, _ = teacher.generate(batch.demo_prompt, batch.demo_length, room, tokenizer.end, temperature=0)
-    return mean([grade(e, tokenizer.decode(r)) for e, r in zip(examples, response.tolist())])
 
 
 @torch.no_grad()
@@ -438,6 +444,9 @@ def read_lessons(config) -> Lessons:
     folder, chat = model_folder(config.init), is_chat(config.init)
     if not chat and (config.template or config.helped_only):
         raise BadInput(f"--init {config.init}: --template and --helped-only are for chat models; leave them out")
+    if chat and (config.embed_lr, config.f0) != (Config.embed_lr, Config.f0):
+        raise BadInput(f"--init {config.init}: --embed-lr and --f0 are for the small GPT; a chat model's weights all "
+                       "move at --lr; leave them out")
     if config.max_new_tokens > model.config.context // 2:
         raise BadInput(f"--max-new-tokens {config.max_new_tokens}: more than half of the model's context of "
                        f"{model.config.context}; ask for fewer")
@@ -461,9 +470,9 @@ def read_lessons(config) -> Lessons:
     open_prompts = held_out(read_examples(config.open_prompts, **options))
     reading = read_examples(config.reading, **options, alone=True)
     tasks = into_tasks(demos, config.holdout, config.seed, config.task_order)
-    learned = tokenizer.learn(demos + keep + neighbours, reading)
-    check_others(tasks, config, learned, model.config.context)
-    return Lessons(model, learned, handed_on, tasks, keep, reading, neighbours, open_prompts, folder, chat, reports)
+    tokenizer = tokenizer.learn(demos + keep + neighbours, reading)
+    check_others(tasks, config, tokenizer, model.config.context)
+    return Lessons(model, tokenizer, handed_on, tasks, keep, reading, neighbours, open_prompts, folder, chat, reports)
 
 
 def check_others(tasks, config, tokenizer, context):
@@ -481,7 +490,7 @@ def check_others(tasks, config, tokenizer, context):
 
 def check_fits(pool, task, config, tokenizer, context):
     """Raises BadInput where a contrast's other demonstration, from this pool, leaves no room for prompt and answer."""
-    longest = max(pool, key=lambda e: len(e.shown[1].encode()))
+    longest = max(pool, key=lambda e: len(tokenizer.encode(e.shown[1])))
     batch = collate(task.train, tokenizer, against=[longest] * len(task.train))
     if (needed := batch.other_prompt.shape[1] + max(batch.room, config.max_new_tokens)) > context:
         raise BadInput(f"--contrast {config.contrast}: with the longest that is shown for a contrast in a task "
@@ -493,7 +502,7 @@ def check_fits(pool, task, config, tokenizer, context):
 class Run:
     """A run at work. What changes as it trains is in `checkpoint`; all else is made again from options and files."""
 
-    settings: dict                # all options, as they were given or chosen
+    config: Config                # all options, as they were given or chosen
     path: str                     # of its checkpoint
     log: Log
     lessons: Lessons
@@ -524,14 +533,13 @@ def begin(config, lessons) -> Run:
     """
     path, fingerprint = os.path.join(config.out, "checkpoint.pt"), lessons.fingerprint()
     saved = load_checkpoint(path) if config.resume and os.path.exists(path) else None
-    if saved and saved["lessons"] != fingerprint:
-        raise BadInput(f"{config.out}: what it teaches or starts from has changed since this run began (the files of "
-                       "--demos, --keep, ..., or --init); put it back, or start again in another folder")
     if saved and saved.get("form") != FORM:
         raise BadInput(f"{config.out}: the run in it was begun by another version of this project; go on with that, or "
                        "use another folder")
-    settings = dataclasses.asdict(config)
-    about = {"settings": settings} | provenance()
+    if saved and saved["lessons"] != fingerprint:
+        raise BadInput(f"{config.out}: what it teaches or starts from has changed since this run began (the files of "
+                       "--demos, --keep, ..., or --init); put it back, or start again in another folder")
+    about = {"settings": dataclasses.asdict(config)} | provenance()
     log = Log(config.out, run_name(config), about, saved["log_bytes"] if saved else 0)
     if told := [line for line in lessons.reports if lessons.chat or "not used" in line]:
         log.say("\n".join(told))
@@ -551,7 +559,7 @@ def begin(config, lessons) -> Run:
                                         tokenizer=tokenizer, sample=sample, scale=scale, rng=rng)
     # L2 and EWC pull the weights back behind each step, before the teacher follows
     optimizer.register_step_post_hook(penalty.pull_back)
-    run = Run(settings, path, log, lessons, probe, student, teacher, optimizer, guard, sample, penalty, rng, History(),
+    run = Run(config, path, log, lessons, probe, student, teacher, optimizer, guard, sample, penalty, rng, History(),
               fingerprint)
     torch.manual_seed(config.seed)
     if saved:
@@ -593,8 +601,9 @@ def adamw(model, lr):
     return torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
-def set_rates(run, config):
+def set_rates(run):
     """The rates of a step: they rise in the first steps of a task, and are what the guard has left of them."""
+    config = run.config
     share = run.rate * min(1.0, (run.step + 1) / config.warmup)
     if config.schedule == "cosine" and run.step >= config.warmup:
         share *= 0.5 * (1 + math.cos(math.pi * (run.step - config.warmup) / (config.steps - config.warmup)))
@@ -602,9 +611,9 @@ def set_rates(run, config):
         group["lr"] = lr * share
 
 
-def begin_task(run, config):
+def begin_task(run):
     """A task begins: what a guard has halved is restored, and the penalty remembers, where it is needed."""
-    history = run.history
+    config, history = run.config, run.history
     history.seconds.append(0.0)
     history.generated_tokens.append(0)
     needed = config.when == "always" or history.forgotten() > NEEDED
@@ -621,17 +630,17 @@ def begin_task(run, config):
     if look or own:
         task, tokenizer, teacher = run.lessons.tasks[run.task], run.lessons.tokenizer, to_ask(run)
         by_itself = answers(teacher, tokenizer, task.train, room=config.max_new_tokens)
-        if look:
-            look_at_the_teacher(run, config, teacher, by_itself)
         if own:
             run.own = in_own_words(task.train, by_itself)
             check_fits(run.own, task, config, tokenizer, run.student.config.context)
+        if look:
+            look_at_the_teacher(run, teacher, by_itself)
 
 
-def look_at_the_teacher(run, config, model, by_itself):
+def look_at_the_teacher(run, model, by_itself):
     """Before a task: what the model says without its demonstrations, and with them. What it cannot read it cannot
     teach. by_itself: its answers to the bare prompts. Raises BadInput where the guard would only roll back."""
-    task, tokenizer = run.lessons.tasks[run.task], run.lessons.tokenizer
+    config, task, tokenizer = run.config, run.lessons.tasks[run.task], run.lessons.tokenizer
     bare = mean([grade(e, text) for e, text in zip(task.train, by_itself)])
     rng = random.Random(f"look {config.seed}")
     shown = [others(e, task.train, config.shown, rng) for e in task.train] if config.shown else True
@@ -647,8 +656,8 @@ def look_at_the_teacher(run, config, model, by_itself):
     if config.helped_only and len(unhelped) < len(said):
         run.history.left_out[-1] = unhelped
         run.log.say("\n".join([f"trained on the {len(said) - len(unhelped)} that it reads; left out:", *told]))
-        left = dataclasses.replace(task, train=without(unhelped, task.train))
-        check_others([left], config, tokenizer, run.student.config.context)
+        leave_out(task, unhelped)
+        check_others([task], config, tokenizer, run.student.config.context)
     elif ceiling < config.guard or config.helped_only and unhelped:
         raise BadInput(*told[:10], f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the "
                        f"model answers {ceiling:.2f} of them rightly, and what it cannot read it cannot teach; where "
@@ -666,9 +675,9 @@ def rolled_back(run, right):
                 "rolled back, rates halved")
 
 
-def log_step(run, figures, right, most, every, over):
-    """most: steps that the task may take; every: those since the last look."""
-    done, tasks = run.history.steps, run.lessons.tasks
+def log_step(run, figures, right, over):
+    """A line of the log, and of the terminal what has been done by now and what is left."""
+    done, tasks, most, every = run.history.steps, run.lessons.tasks, run.config.steps, run.config.watch_every
     lr = run.optimizer.param_groups[0]["lr"]
     record = {"task": run.task + 1, "step": run.step, **figures, "lr": lr, "teacher": right}
     text = (f"task {run.task + 1}/{len(tasks)} {tasks[run.task].name} step {run.step}/{most} "
@@ -686,9 +695,10 @@ def end_task(run):
     """A task is learned: what of it stays is blended in, and all is measured again."""
     history = run.history
     if run.before:
-        blend(run.student, run.before, run.settings["blend"])
-        sdft.ema_update(run.teacher, run.student, run.settings["ema_decay"])
-        # neither a guard nor Adam's moments lead back to what was shed
+        blend(run.student, run.before, run.config.blend)
+        if run.config.ema_decay < 1:
+            blend(run.teacher, run.before, run.config.blend)
+        # neither the teacher nor a guard nor Adam's moments lead back to what was shed
         run.guard.keep(run.student, run.teacher)
         run.optimizer.state.clear()
         run.before = None
@@ -702,7 +712,7 @@ def end_task(run):
     history.record(measured)
     i, R, began = run.task, history.R, time.perf_counter()
     try:
-        run.student.save_pretrained(os.path.join(os.path.dirname(run.path), "model"), run.lessons.folder,
+        run.student.save_pretrained(os.path.join(run.config.out, "model"), run.lessons.folder,
                                     files=run.lessons.tokenizer.files())
     except ValueError as e:
         raise BadInput(f"the model of task {i} cannot be written: {e}")
@@ -723,7 +733,7 @@ def measure_within(run):
     """A task is being learned: all is measured for the curve of the run, as if it ended here."""
     student = run.student
     if run.before:
-        blend(student := frozen_copy(student), run.before, run.settings["blend"])
+        blend(student := frozen_copy(student), run.before, run.config.blend)
     measured = run.probe.measure(student, run.task + 1)
     run.history.curve.append({"step": sum(run.history.steps) + run.step, **measured})
     run.log.say(f"task {run.task + 1} step {run.step}: {in_words(measured, run.task + 1)}")
@@ -743,7 +753,7 @@ def checkpoint(run):
     """All that is needed to go on as if nothing had happened."""
     run.history.wall_seconds, began = round(run.log.seconds(), 2), time.perf_counter()
     save(run.path, {
-        "settings": run.settings,
+        "settings": dataclasses.asdict(run.config),
         "student": run.student.state_dict(),
         "teacher": run.teacher.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -770,6 +780,8 @@ def go_on(run, saved):
     run.task, run.step, run.recent, run.rate = (saved[k] for k in ("task", "step", "recent", "rate"))
     if run.task < len(run.lessons.tasks):
         run.own = in_own_words(run.lessons.tasks[run.task].train, saved["own"])
+    for task, numbers in zip(run.lessons.tasks, run.history.left_out):
+        leave_out(task, numbers)
     run.penalty.load_state(saved["penalty"], run.student, run.task)
     set_random_states(run.rng, saved)
 
@@ -778,7 +790,7 @@ def result_of(run) -> dict:
     done = dataclasses.asdict(run.history)
     kept = {"base_retention": "base_accuracy", "voice_retention": "voice", "teacher_retention": "teacher_accuracy"}
     ratios = {name: done[k][-1] / (done[k][0] or float("nan")) for name, k in kept.items()}
-    return {"method": run.log.name, "settings": run.settings, **provenance(),
+    return {"method": run.log.name, "settings": dataclasses.asdict(run.config), **provenance(),
             "gates": run.lessons.handed_on.get("gates", {}), "tasks": [task.name for task in run.lessons.tasks],
             **continual_metrics(run.history.R), **ratios, **done}
 
@@ -874,7 +886,7 @@ def main(argv=None):
             # after a kill, --resume would go on with an older run
             remove_model(config.out)
             remove(config.out, "checkpoint.pt", "result.json", "answers.jsonl")
-        learn(config, begin(config, lessons))
+        learn(begin(config, lessons))
 
 
 if __name__ == "__main__":

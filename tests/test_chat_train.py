@@ -139,6 +139,39 @@ def test_only_what_helps_is_trained_on_where_asked(here, monkeypatch, capsys):
     assert "left out:\ncapitals.jsonl:" in capsys.readouterr().out
 
 
+def test_what_is_left_out_is_neither_replayed_nor_counted_as_learned(here, monkeypatch):
+    """And a run that goes on has left out the same."""
+    def said(model, tokenizer, examples, shown=False, **options):
+        return [e.response if shown and number(e) % 2 == 0 else "?" for e in examples]
+
+    def number(example):
+        return int(re.search(r"\d+", example.prompt)[0])
+
+    def watched(examples, *rest):
+        taught.extend(examples)
+        return collate(examples, *rest)
+
+    taught, asked, collate = [], [], train.collate
+    write_rows("more.jsonl", [[("user", f"Hill {i}?"), ("assistant", "It is high.")] for i in range(8)])
+    options = ["--helped-only", "--guard", "0", "--penalty", "replay", "--strength", "1"]
+    demos = ["capitals.jsonl", "more.jsonl"]
+    monkeypatch.setattr(train, "answers", said)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "check_shown", lambda *_: None)
+        patch.setattr(train, "collate", watched)
+        patch.setattr(penalties, "collate", watched)
+        patch.setattr(evaluate, "accuracy", lambda model, tokenizer, examples, **_: asked.append(examples) or 0.0)
+        run(*options, "--out", "a", demos=demos)
+    # before the first task, nothing has been left out; then what is trained on and, of nothing, --reading
+    of_both = [*taught, *(e for examples in asked[2:] for e in examples)]
+    assert taught and asked[2] and all(number(e) % 2 == 0 for e in of_both)
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        raise_after(patch, 4, SystemError("killed"))
+        run(*options, "--out", "b", demos=demos)
+    teach(["--out", "b", "--resume"])
+    assert equal(saved_by("a", "student"), saved_by("b", "student"))
+
+
 def test_the_template_is_a_text_a_file_or_an_earlier_turn(here):
     (here / "words.txt").write_text("{demo} | {prompt}\n")
 
@@ -291,12 +324,12 @@ def test_rates_rise_and_are_what_the_guard_left_of_them(here):
     assert isinstance(run.optimizer, torch.optim.AdamW)
     found = []
     for run.step, run.rate in ((0, 1), (1, 1), (3, 1), (9, 1), (9, 0.5)):
-        train.set_rates(run, config)
+        train.set_rates(run)
         found.append(run.optimizer.param_groups[0]["lr"])
     assert found == pytest.approx([2.5e-5, 5e-5, 1e-4, 1e-4, 5e-5])
     config.schedule, config.steps, found = "cosine", 12, []
     for run.step, run.rate in ((0, 1), (4, 1), (8, 1), (8, 0.5), (11, 1)):
-        train.set_rates(run, config)
+        train.set_rates(run)
         found.append(run.optimizer.param_groups[0]["lr"])
     # from the end of the warm-up to a last step that is not the one at rate 0
     assert found == pytest.approx([2.5e-5, 1e-4, 5e-5, 2.5e-5, 1e-4 * (1 + np.cos(7 / 8 * np.pi)) / 2])
@@ -393,18 +426,22 @@ def test_of_what_a_task_changed_a_share_stays(here):
     curve. The next task begins there, and counts from there."""
     one = {"demos": ["capitals.jsonl"]}
     whole, part = run("--out", "a", **one), run("--out", "b", "--blend", "0.25", "--measure-every", "2", **one)
-    start, end, blended = GPT.from_pretrained("base").state_dict(), saved_by("a", "student"), saved_by("b", "student")
-    for name, weight in start.items():
-        torch.testing.assert_close(blended[name], weight + 0.25 * (end[name] - weight), rtol=0, atol=1e-7)
-    assert not equal(start, blended)
+    start = GPT.from_pretrained("base").state_dict()
+    # of the teacher as well, which would else lead the next task back
+    for of in ("teacher", "student"):
+        end, blended = saved_by("a", of), saved_by("b", of)
+        for name, weight in start.items():
+            torch.testing.assert_close(blended[name], weight + 0.25 * (end[name] - weight), rtol=0, atol=1e-7)
+        assert not equal(start, blended)
     assert 0 < part["curve"][0]["drift_base"] < part["drift_base"][1] < whole["drift_base"][1]
+
 
 def test_a_guard_leads_no_further_back_than_to_where_a_task_began(here, monkeypatch):
     """What a blend has shed does not come back with the last good pair."""
     ends, end_task = [], train.end_task
     monkeypatch.setattr(train, "end_task", lambda run: end_task(run) or ends.append(copy.deepcopy(run.student)))
     looks = iter([1, 1, 0, 0])
-    monkeypatch.setattr(train, "shown_accuracy", lambda *_: next(looks))
+    monkeypatch.setattr(train, "accuracy", lambda *_, **__: next(looks))
     monkeypatch.setattr(train, "look_at_the_teacher", lambda *_: None)
     result = run("--out", "a", "--blend", "0.25", "--guard", "0.5", "--steps", "2", "--watch-every", "1")
     assert result["guard_trips"] == 2

@@ -132,11 +132,13 @@ def test_a_probe_measures_what_was_learned_what_was_kept_and_what_comes_next(wor
     assert probe.measure(base, 0)["drift_base"] == 0 and all(len(row["said"]) == 1 for row in probe.asked)
 
 
-def test_of_many_demonstrations_a_probe_asks_some_from_all_over(world, tokenizer):
+def test_of_many_demonstrations_a_probe_asks_some_from_all_over(world, tokenizer, monkeypatch):
     task, gpt = world.stream(1, 40, 4)[0], random_gpt()
-    probe = evaluate.Probe(gpt, tokenizer, [task], most=10)
-    assert probe.trained_on == [[task.train[i] for i in (0, 4, 8, 13, 17, 21, 26, 30, 34, 39)]]
-    assert evaluate.Probe(gpt, tokenizer, [task]).trained_on[0] == task.train and evaluate.spread([], 5) == []
+    some, asked = [task.train[i] for i in (0, 4, 8, 13, 17, 21, 26, 30, 34, 39)], []
+    monkeypatch.setattr(evaluate, "accuracy", lambda model, tokenizer, examples, **_: asked.append(examples) or 0.0)
+    evaluate.Probe(gpt, tokenizer, [task], most=10).measure(gpt, 0)
+    assert evaluate.spread(task.train, 10) == some and some in asked
+    assert evaluate.spread(task.train, 128) == task.train and evaluate.spread([], 5) == []
 
 
 def test_of_what_there_is_not_a_probe_measures_nothing(world, tokenizer):

@@ -88,22 +88,22 @@ def test_what_all_rows_begin_with_is_read_once(monkeypatch, traits):
         gradients = torch.autograd.grad((logits * weight).sum(), list(gpt.parameters()))
         return [logits, *gradients, *gpt.generate(tokens, length, 20, 99, temperature=0)]
 
-    assert model_module.alike(tokens) == model_module.alike(tokens, length) == 12
+    assert model_module.shared_prefix(tokens) == model_module.shared_prefix(tokens, length) == 12
     counted, count = [], torch.nn.Embedding.forward
     monkeypatch.setattr(torch.nn.Embedding, "forward", lambda self, t: counted.append(t.numel()) or count(self, t))
     once = found()
     assert counted[:3] == [12 + 5 * 28, 12, 5 * 28]
-    monkeypatch.setattr(model_module, "alike", lambda *_: 0)
+    monkeypatch.setattr(model_module, "shared_prefix", lambda *_: 0)
     for a, b in zip(once, found(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_what_is_alike_is_counted():
     same = torch.arange(20).repeat(3, 1)
-    assert model_module.alike(same) == 19                   # something is left of each row
-    assert model_module.alike(same, torch.tensor([20, 11, 15])) == 10
-    assert model_module.alike(same, torch.tensor([20, 8, 15])) == 0
-    assert model_module.alike(same[:1]) == model_module.alike(same[:, :8]) == 0
+    assert model_module.shared_prefix(same) == 19                   # something is left of each row
+    assert model_module.shared_prefix(same, torch.tensor([20, 11, 15])) == 10
+    assert model_module.shared_prefix(same, torch.tensor([20, 8, 15])) == 0
+    assert model_module.shared_prefix(same[:1]) == model_module.shared_prefix(same[:, :8]) == 0
 
 
 def test_cached_generation_equals_recomputing_every_token():

@@ -67,7 +67,7 @@ def here(tmp_path, monkeypatch):
 def teach(options) -> dict:
     """What train.main does between its one line for errors and its lock."""
     config = train.parse(options)
-    return train.learn(config, train.begin(config, train.read_lessons(config)))
+    return train.learn(train.begin(config, train.read_lessons(config)))
 
 
 def run(*options, **of_world):
@@ -194,10 +194,10 @@ def test_a_share_of_the_rows_is_answered_by_the_teacher(batch):
             return prompt[:, :1].expand(-1, n), torch.ones(len(prompt), n, dtype=torch.bool)
 
     batch.demo_prompt = torch.full_like(batch.demo_prompt, 7)
-    run = types.SimpleNamespace(sample=Answers(), teacher="teacher")
+    run = types.SimpleNamespace(sample=Answers(), teacher="teacher", config=None)
     for share, n in (("student", 0), ("0.25", 2), ("teacher", 8)):
-        config = train.Config(sampler=share, max_new_tokens=3, temperature=0.5)
-        response, mask = train.who_answers(run, config, batch)("student", batch.prompt, batch.length)
+        run.config = train.Config(sampler=share, max_new_tokens=3, temperature=0.5)
+        response, mask = train.who_answers(run, batch)("student", batch.prompt, batch.length)
         assert (response[:n, :2] == 7).all() and (response[n:] == batch.prompt[n:, :1]).all()
         assert mask.sum().item() == 2 * n + 3 * (8 - n) and (response[~mask] == 9).all()
 
