@@ -439,8 +439,8 @@ def looks(path, files=(), rows=1) -> list[dict]:
             said = answers(models[0][2], tokenizer, against, room=settings.get("max_new_tokens", 0))
             against = [dataclasses.replace(o, demo=text) for o, text in zip(against, said)]
         b = collate(examples, tokenizer, shown, against)
-        spoken = [m.generate(b.prompt, b.length, settings.get("max_new_tokens") or b.room, tokenizer.end, temperature=0)
-                  for _, _, m in models]
+        room = max(settings.get("max_new_tokens", 0), b.room)
+        spoken = [m.generate(b.prompt, b.length, room, tokenizer.end, temperature=0) for _, _, m in models]
         for i, e in enumerate(examples):
             # a market's answer is a list
             right = e.answer if isinstance(e.answer, str) else e.response

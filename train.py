@@ -127,7 +127,7 @@ class Config:
         "task (WiSE-FT). Below 1 less is forgotten, and a little less is learned", within=(0.01, 1))
     max_new_tokens: int = option(
         0, "tokens that a sample may have, and an answer to a task where that is more; 0: a little more than the "
-        "longest demonstration of a batch", within=(0, MANY))
+        "longest demonstration of a batch, and at least 16, of a chat model 32", within=(0, MANY))
     batch_size: int = option(
         32, "demonstrations a step", within=(1, MANY))
     micro_batch: int = option(
@@ -176,7 +176,7 @@ class Config:
 
 
 NEEDED = 0.01                     # forgetting above which `--when needed` regularises the next task
-FORM = 2                          # of a checkpoint: another one when other things are kept in it
+FORM = 3                          # of a checkpoint: another one when other things are kept in it
 LINEAR_FROM = 8192                # size of vocabulary from which the loss is made in chunks, from hidden states
 
 
@@ -319,7 +319,8 @@ def others(example, train, k, rng) -> list:
 
 def leave_out(task, numbers):
     """These demonstrations of a task are not trained on, and neither replayed nor counted as learned."""
-    task.train[:] = [e for i, e in enumerate(task.train) if i not in numbers]
+    # a new list: without a holdout the old one is what is tested, too
+    task.train = [e for i, e in enumerate(task.train) if i not in numbers]
 
 
 def another(example, train, rng):
@@ -516,7 +517,7 @@ class Run:
     rng: random.Random
     history: History
     fingerprint: str              # of the lessons
-    before: dict | None = None    # with --blend: the student's weights before the task, on the CPU
+    before: list | None = None    # with --blend: the weights of both models before the task, on the CPU
     own: list = field(default_factory=list)                # with --contrast: the task's prompts, answered before it
     task: int = 0                 # tasks that are learned
     step: int = 0                 # steps of the task at work
@@ -624,7 +625,9 @@ def begin_task(run):
     else:
         run.penalty.rest()
     run.recent, run.rate = [], 1.0
-    run.before = sdft.on_cpu(dict(run.student.named_parameters())) if config.blend < 1 else None
+    run.before = None
+    if config.blend < 1:
+        run.before = [sdft.on_cpu(dict(model.named_parameters())) for model in (run.student, run.teacher)]
     history.left_out.append([])
     look, own = run.lessons.chat and config.method == "sdft", config.contrast and config.against == "own"
     if look or own:
@@ -695,9 +698,8 @@ def end_task(run):
     """A task is learned: what of it stays is blended in, and all is measured again."""
     history = run.history
     if run.before:
-        blend(run.student, run.before, run.config.blend)
-        if run.config.ema_decay < 1:
-            blend(run.teacher, run.before, run.config.blend)
+        for model, before in zip((run.student, run.teacher), run.before):
+            blend(model, before, run.config.blend)
         # neither the teacher nor a guard nor Adam's moments lead back to what was shed
         run.guard.keep(run.student, run.teacher)
         run.optimizer.state.clear()
@@ -722,10 +724,10 @@ def end_task(run):
 
 
 @torch.no_grad()
-def blend(student, before, share):
-    """student <- before + share (student - before): WiSE-FT (Wortsman et al. 2022), which sheds more of a training's
+def blend(model, before, share):
+    """model <- before + share (model - before): WiSE-FT (Wortsman et al. 2022), which sheds more of a training's
     noise than of what it taught. before: {name of a parameter: its weight}, on any device."""
-    for name, weight in student.named_parameters():
+    for name, weight in model.named_parameters():
         weight.lerp_(before[name].to(weight.device), 1 - share)
 
 
@@ -733,7 +735,7 @@ def measure_within(run):
     """A task is being learned: all is measured for the curve of the run, as if it ended here."""
     student = run.student
     if run.before:
-        blend(student := frozen_copy(student), run.before, run.config.blend)
+        blend(student := frozen_copy(student), run.before[0], run.config.blend)
     measured = run.probe.measure(student, run.task + 1)
     run.history.curve.append({"step": sum(run.history.steps) + run.step, **measured})
     run.log.say(f"task {run.task + 1} step {run.step}: {in_words(measured, run.task + 1)}")

@@ -36,7 +36,7 @@ CONSTANT = f"{TEACHER} --lr 5e-5 --warmup 30 --steps 100 --blend 0.8"
 SELF_REPLAY = "--penalty self-replay --strength 1"
 NO_PENALTY = f"{TEACHER} --batch-size 8 --lr 1e-4 --warmup 10 --blend 0.9 --steps 80 --contrast 1"
 SDFT = f"{NO_PENALTY} {SELF_REPLAY}"
-SFT = "--method sft --lr 5e-5 --steps 48 --watch-every 24 --measure-every 12"
+SFT = "--method sft --lr 5e-5 --steps 48 --measure-every 12 --watch-every 24"
 PLAIN = f"--contrast 0 --warmup 10 --steps 80 {SAMPLES}"
 TRL = "--lr 5e-5 --warmup 10 --steps 80 --max-new-tokens 24 --measure-every 20"
 LONGER = "--max-new-tokens 32"                               # a record is longer than a sentence
@@ -53,7 +53,7 @@ EXPERIMENTS = {
         "sdft": SDFT,
     }),
     "terse": (range(3), {
-        "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --watch-every 24 --measure-every 8",
+        "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --measure-every 8 --watch-every 24",
         "sdft": f"{SDFT} --template examples/terse.txt",
     }),
     # what of the methods it is: one thing is another, and the rest as in `sentences`

@@ -1,7 +1,7 @@
 """The same lessons by another trainer: TRL's SDFTTrainer, measured with the ruler of train.py.
 
     python lab/trl_smollm2.py --init out/smollm2 --demos F/teach.jsonl --keep F/general.jsonl
-        --neighbours F/neighbours.jsonl --open-prompts F/open.jsonl --steps 75 --batch-size 16 --max-new-tokens 24
+        --neighbours F/neighbours.jsonl --open-prompts F/open.jsonl --steps 80 --batch-size 16 --max-new-tokens 24
         --lr 5e-5 --warmup 10 --measure-every 25 --out out/trl [--paper]
 
 The other options are those of train.py, and so are the files, the batches (`train.py --seed` draws the same), what is

@@ -172,6 +172,13 @@ def test_what_is_left_out_is_neither_replayed_nor_counted_as_learned(here, monke
     assert equal(saved_by("a", "student"), saved_by("b", "student"))
 
 
+def test_what_is_left_out_is_tested_where_nothing_is_held_out(here):
+    lessons = train.read_lessons(train.parse(["--init", "base", "--demos", "capitals.jsonl", "--holdout", "0"]))
+    task = lessons.tasks[0]
+    train.leave_out(task, [0, 5])
+    assert len(task.test) == 8 and task.train == [e for e in task.test if e not in (task.test[0], task.test[5])]
+
+
 def test_the_template_is_a_text_a_file_or_an_earlier_turn(here):
     (here / "words.txt").write_text("{demo} | {prompt}\n")
 
@@ -434,6 +441,9 @@ def test_of_what_a_task_changed_a_share_stays(here):
             torch.testing.assert_close(blended[name], weight + 0.25 * (end[name] - weight), rtol=0, atol=1e-7)
         assert not equal(start, blended)
     assert 0 < part["curve"][0]["drift_base"] < part["drift_base"][1] < whole["drift_base"][1]
+    # a frozen teacher has changed nothing, also where the student has
+    run("--out", "c", "--blend", "0.25", "--ema-decay", "1")
+    assert equal(saved_by("c", "teacher"), start)
 
 
 def test_a_guard_leads_no_further_back_than_to_where_a_task_began(here, monkeypatch):

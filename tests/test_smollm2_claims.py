@@ -76,9 +76,17 @@ def test_within_is_missed_on_either_side():
 
 def test_skills_are_a_mean_over_all_of_them():
     runs = [row("skills", f"{skill} {method}", seed, learned=learned, kept=kept) for seed in (0, 1)
-            for method, kept in (("sdft", 0.9), ("sft", 0.8)) for skill, learned in (("json", 1.0), ("brackets", 0.7))]
+            for method, kept in (("sdft", 0.9), ("sft", 0.8)) for skill, learned in zip(real.SKILLS, (1.0, 0.7, 0.85))]
     _, figures, _, found = real.judge(real.RULES["families"], file(*runs))
     assert figures["learned"]["sdft"] == pytest.approx([0.85] * 2) and found == "holds"
+    # a seed that has not all of them is none
+    assert real.judge(real.RULES["families"], file(*runs[:-1]))[0] == [0]
+
+
+def test_a_rule_says_where_it_compares():
+    assert real.RULES["on-policy"].words() == "kept 0.02 more at 0.8 learned, or learned 0.05 more"
+    assert real.RULES["five-tasks"].words() == (
+        "average accuracy at least 0.8, kept at least 0.9, drift at most 0.125 times")
 
 
 def test_templates_drift_and_cost():
