@@ -27,13 +27,11 @@ import smollm2
 import smollm2_claims
 from eval import continual_metrics
 from evidence import ABLATION, EXPERIMENTS, READING, SIZES, markdown
-from intervals import NAN, interval, rank_correlation, verdict
+from intervals import FEWEST, NAN, interval, rank_correlation, verdict
 from pretrain import AT_MOST, GATES
 from runs import BadInput, ends_in_one_line, read_json, replacing, write_json
 
 POINT = 0.01
-# Seeds without which nothing is said: one has no interval.
-FEWEST = 2
 # A wanted run: (experiment, name[, after how many tasks]). A longer stream begins with the shorter one, so twenty tasks
 # give ten as well.
 SFT, SDFT, REPLAY, NEEDED = [("twenty", name) for name in EXPERIMENTS["twenty"][1]]

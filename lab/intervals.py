@@ -7,6 +7,8 @@ import math
 import numpy as np
 
 NAN = float("nan")
+# Seeds without which nothing is said: one has no interval.
+FEWEST = 2
 
 
 @functools.cache

@@ -12,12 +12,12 @@ import numpy as np
 import smollm2
 from eval import continual_metrics
 from evidence import markdown
-from intervals import spearman, verdict
+from intervals import FEWEST, spearman, verdict
 from report import mean
 from skills import SKILLS
 
-# seeds without which nothing is said, and what may be said, the best first
-FEWEST, VERDICTS = 2, ["holds", "holds partly", "does not hold here", "not measured"]
+# what may be said, the best first
+VERDICTS = ["holds", "holds partly", "does not hold here", "not measured"]
 
 # How two figures are compared: (margin, which is at least 0 where it holds; direction, above 0 where at least the sign
 # is right; in words). A figure that is to be within some distance has two margins.

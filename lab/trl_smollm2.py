@@ -2,7 +2,7 @@
 
     python lab/trl_smollm2.py --init out/smollm2 --demos F/teach.jsonl --keep F/general.jsonl
         --neighbours F/neighbours.jsonl --open-prompts F/open.jsonl --steps 80 --batch-size 16 --max-new-tokens 24
-        --lr 5e-5 --warmup 10 --measure-every 25 --out out/trl [--paper]
+        --lr 5e-5 --warmup 10 --measure-every 20 --out out/trl [--paper]
 
 The other options are those of train.py, and so are the files, the batches (`train.py --seed` draws the same), what is
 measured and when, and the result: OUT/result.json and OUT/model. Needed beside the requirements, tried with TRL 1.16.0:
