@@ -228,7 +228,8 @@ def template_of(said: str) -> str:
     if not os.path.isfile(said):
         return said or OFFICIAL
     try:
-        with open(said, encoding="utf-8") as f:
+        # with a byte order mark or without
+        with open(said, encoding="utf-8-sig") as f:
             return f.read().rstrip("\n")
     except (OSError, ValueError) as e:
         raise BadInput(f"--template {said}: cannot be read ({e}); give a text file in UTF-8")
@@ -248,13 +249,11 @@ class ChatTokenizer:
         missing = [field for field in ("{prompt}", "{demo}") if field not in template]
         if missing and template != EARLIER:
             raise BadInput(f"the template {quoted(template)} lacks {' and '.join(missing)}; write {{prompt}} for the "
-                           f"question and {{demo}} for the demonstration, or {EARLIER}")
+                           f"question and {{demo}} for the demonstration, or {EARLIER}, or name a file")
         self.template = template
         self.encoding, self.n_vocab, self.form, added = read_encoding(folder)
         self.special = [token for token, special in added.items() if special]
-        # the longest first: one may begin with another
-        spellings = sorted(added, key=len, reverse=True)
-        self.added = re.compile(f"({'|'.join(map(re.escape, spellings))})" if added else "(?!)")
+        self.added, self.ordinary = any_of(added), any_of(set(added) - set(self.special))
         self.hidden = {self.encoding.encode_single_token(token) for token in self.special}
         ids = map(self.encoding.encode_single_token, [*self.encoding.token_byte_values(), *added])
         self.known = {i for i in ids if i < self.n_vocab}
@@ -274,17 +273,24 @@ class ChatTokenizer:
         self.end = self.encoding.encode_single_token(end[0])
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text; the spelling of an added token in it is text as well."""
-        if self.form:
-            text = unicodedata.normalize(self.form, text)
-        return [i for i in self.encoding.encode_ordinary(text) if i < self.n_vocab]
+        """Ids of somebody's text: the spelling of a special token in it is text as well, that of another added token
+        (<think>, <tool_call>) is the token."""
+        return self.encode_around(self.ordinary, text)
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Ids of what a template wrote: the spelling of an added token is that token, and ends what stood before."""
+        """Ids of what a template wrote: the spelling of any added token is that token."""
+        return self.encode_around(self.added, text)
+
+    def encode_around(self, tokens, text) -> list[int]:
+        """Ids of a text in which some tokens are spelled, each of which ends what stands before it."""
         ids = []
         # every other part is a token
-        for i, part in enumerate(self.added.split(text)):
-            ids += [self.encoding.encode_single_token(part)] if i % 2 else self.encode(part)
+        for i, part in enumerate(tokens.split(text)):
+            if i % 2:
+                ids.append(self.encoding.encode_single_token(part))
+            else:
+                part = unicodedata.normalize(self.form, part) if self.form else part
+                ids += [j for j in self.encoding.encode_ordinary(part) if j < self.n_vocab]
         return ids
 
     def decode(self, ids) -> str:
@@ -305,13 +311,20 @@ class ChatTokenizer:
         asked: a user's message, or the messages [{"role": str, "content": str, ...}] of a conversation, of which a
         user or a tool had the last. demonstrations: (asked, said) each; behind them stand the ids of the teacher's
         prompt, the same conversation with another last user message, or with earlier turns. tools: of the chat
-        template, JSON schemas. BadInput: see `check`, and for messages that no answer can follow.
+        template, JSON schemas. BadInput: see `check`, for messages that no answer can follow, and for a template that
+        leaves out demonstrations, tools or calls.
         """
         messages = messages_of(asked)
         self.check([messages, demonstrations, tools])
         if demonstrations:
             messages = self.shown(messages, demonstrations)
-        return self.encode_rendered(self.render(messages, True, tools))
+        text = self.render(messages, True, tools)
+        calls = [call for message in messages for call in message.get("tool_calls", [])]
+        for part in [*(said.strip() for _, said in demonstrations), *names_of([*(tools or []), *calls])]:
+            if part not in text:
+                raise BadInput(f"the chat template leaves out {quoted(part)}; take it out, write it otherwise, or put "
+                               "another chat_template.jinja into the folder")
+        return self.encode_rendered(text)
 
     def shown(self, messages, demonstrations) -> list[dict]:
         """The messages with demonstrations, by the teacher's template."""
@@ -343,6 +356,19 @@ class ChatTokenizer:
         """What a model's folder keeps of it, {name: text}, beside what is copied from the folder that it was read from:
         nothing more."""
         return {}
+
+
+def any_of(spellings) -> re.Pattern:
+    """A text split by this has each of these as every other part."""
+    # the longest first: one may begin with another
+    longest_first = sorted(spellings, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else "(?!)")
+
+
+def names_of(functions) -> list[str]:
+    """The names in tools or calls: {"function": {"name": str, ...}, ...} or {"name": str, ...}, each."""
+    inner = [f["function"] if isinstance(f.get("function"), dict) else f for f in functions]
+    return [f["name"] for f in inner if isinstance(f.get("name"), str)]
 
 
 def messages_of(asked) -> list[dict]:

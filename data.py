@@ -8,6 +8,7 @@ The way of a row: formats.read_conversations, read_examples, into_tasks and a to
 train.read_lessons), collate (by train.learn), then sdft.sdft_step, on_policy_loss, score. The small world comes as
 files too, from lab/world.py; a chat model's tokenizer is in chat.py.
 """
+import itertools
 import json
 import os
 import random
@@ -169,9 +170,14 @@ def exact(said, answer):
     return plain(said) == plain(answer)
 
 
+# A character of a word, but of scripts that put no space between words (Thai, Lao, Burmese, Khmer, Chinese, Japanese,
+# and Korean with its particles): there each character may begin or end one.
+OF_WORDS = "[^\\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+
+
 def contains(said, answer):
     """Anywhere in the text, as whole words: 1 is not in 10."""
-    return re.search(rf"(?<!\w){re.escape(plain(answer))}(?!\w)", plain(said)) is not None
+    return re.search(f"(?<!{OF_WORDS}){re.escape(plain(answer))}(?!{OF_WORDS})", plain(said)) is not None
 
 
 def last_line(said, answer):
@@ -269,11 +275,13 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
     and a task of fewer than two examples. A prompt that comes again with the same answer is left out, lest --holdout
     draw it into both parts; where a task says itself what is held out ("split"), it may repeat itself, but a prompt
     is in one part alone. alone: each line stands for itself, as what is asked behind its own demonstration does, and
-    nothing is compared. reports: gets a line for each file, on its form and what of it is not used.
+    nothing is compared. reports: gets a line for each file, on its form and what of it is not used, and one on what is
+    left out.
     """
     problems, examples = [], []
+    reports = [] if reports is None else reports
     for path in paths:
-        for example in read_file(path, grader, problems, [] if reports is None else reports):
+        for example in read_file(path, grader, problems, reports):
             try:
                 length = tokens_needed(example, tokenizer)
             except BadInput as e:
@@ -288,6 +296,10 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
         read, examples = examples, without_repetitions(examples, problems)
         if not problems:
             check_tasks(read, examples, problems)
+        kept = set(map(id, examples))
+        if left_out := [e for e in read if id(e) not in kept]:
+            reports.append(f"not used: {len(left_out)} of {len(read)} rows, whose prompts came before with the same "
+                           f"answer (the first is {left_out[0].place})")
     if problems:
         more = f"... and {len(problems) - MOST_TOLD} more things like these; mend them as well"
         raise BadInput(*problems[:MOST_TOLD], *[more] * (len(problems) > MOST_TOLD))
@@ -304,7 +316,9 @@ def read_file(path: str, grader: str, problems: list, reports: list) -> list[Exa
     """The rows of one file, each with its place. Adds to `problems`, and to `reports` what form they have."""
     form, read, unused = read_conversations(path, before := [])
     problems += before
-    default = {"task": os.path.splitext(os.path.basename(path))[0], "grader": grader}
+    # a name that is not UTF-8 has surrogates, which no file takes
+    stem = os.path.splitext(os.path.basename(path))[0].encode("utf-8", "backslashreplace").decode()
+    default = {"task": stem, "grader": grader}
     examples = []
     for place, row, conversation in read:
         try:
@@ -318,7 +332,7 @@ def read_file(path: str, grader: str, problems: list, reports: list) -> list[Exa
 
 def example_of(row: dict, conversation, place: str) -> Example:
     """The example of a row. Raises BadInput without the place."""
-    answer = row["answer"] if isinstance(row.get("answer"), list) else conversation.answer
+    answer = conversation.answer
     if row["grader"] not in GRADERS:
         raise BadInput(f'"grader" is {quoted(row["grader"])}; choose one of {", ".join(GRADERS)}')
     if row.get("split", "test") not in ("train", "test"):
@@ -331,9 +345,15 @@ def example_of(row: dict, conversation, place: str) -> Example:
         raise BadInput(f'"answer" is {quoted(answer)}; put a string there, in quotes')
     messages = conversation.messages
     alone = len(messages) == 1 and not conversation.tools
-    prompt = messages[0]["content"] if alone else "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in messages)
+    prompt = messages[0]["content"] if alone else "\n".join(map(in_a_line, messages))
     return Example(prompt, conversation.response, answer or "", row["grader"], " ".join(row["task"].split()),
                    row.get("split", ""), [] if alone else messages, conversation.tools, conversation.demo, place)
+
+
+def in_a_line(message) -> str:
+    """A message with its calls, to tell it from others."""
+    calls = f" {json.dumps(message['tool_calls'])}" if "tool_calls" in message else ""
+    return f"{message['role']}: {message.get('content') or ''}{calls}"
 
 
 def sound_returns(answer) -> bool:
@@ -432,8 +452,9 @@ def check_shown(tasks, k, tokenizer, context, room=0):
         if len(task.train) - max(prompts.values()) < k:
             raise BadInput(f"--shown {k}: the {len(task.train)} demonstrations of a task ({task.name}) have only "
                            f"{len(prompts)} different prompts; show fewer, or add some")
-        longest = sorted(task.train, key=lambda e: -len(tokenizer.encode(f"{e.prompt} {e.shown[1]}")))[:k]
-        batch = collate(task.train, tokenizer, [longest] * len(task.train))
+        longest = sorted(task.train, key=lambda e: -len(tokenizer.encode(f"{e.prompt} {e.shown[1]}")))
+        others = [list(itertools.islice((d for d in longest if d.prompt != e.prompt), k)) for e in task.train]
+        batch = collate(task.train, tokenizer, others)
         needed = batch.demo_prompt.shape[1] + max(batch.room, room)
         if needed > context:
             raise BadInput(f"--shown {k}: with the {k} longest demonstrations of a task ({task.name}) a prompt and its "

@@ -468,7 +468,7 @@ def linear_distill_loss(student_hidden, student_head, teacher_hidden, teacher_he
     if denominator is None:
         denominator = mask.sum().clamp(min=1)
     dtype = student_hidden.dtype
-    weight = (mask / denominator).to(torch.promote_types(dtype, torch.float32))
+    weight = mask.to(torch.promote_types(dtype, torch.float32)) / denominator
 
     student = student_hidden.flatten(0, -2), student_head.to(dtype)
     needed = [teacher_hidden, bare, other] if contrast else [teacher_hidden]

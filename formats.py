@@ -5,10 +5,11 @@
 
 A file is JSONL (an object a line), JSON (an array of objects) or CSV (a header, then rows). All rows of a file are of
 one form of FORMS, which is told by their fields; a new form is a line there. What cannot be used is refused with its
-place, its value and the way out; nothing is guessed, cut or dropped. Left out: images, and demonstrations that call
-tools in other ways than in text.
+place, its value and the way out; nothing is guessed or cut. Left out: images, and demonstrations that call tools in
+other ways than in text.
 """
 import codecs
+import contextlib
 import csv
 import io
 import json
@@ -251,12 +252,23 @@ def message_of(given: dict, name: str) -> dict:
     if "tool_calls" in more and not more["tool_calls"]:
         del more["tool_calls"]
     if "tool_calls" in more:
-        objects(more["tool_calls"], f"{name}.tool_calls", wanted="a list of calls")
+        more["tool_calls"] = [call_of(call) for call in objects(more["tool_calls"], f"{name}.tool_calls",
+                                                                wanted="a list of calls")]
     if "tool_calls" not in more or content:
         sound(content, f"{name}.{content_key}")
     if role in ("system", "user", "human"):
         no_marker(ALPACA_HEADING, content or "", f"{name}.{content_key}")
     return {"role": ROLES[role], "content": content or "", **more}
+
+
+def call_of(call: dict) -> dict:
+    """A call whose arguments are an object: OpenAI's are the JSON of one, which a chat template would quote again."""
+    function = call.get("function")
+    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(arguments := parsed(function["arguments"]), dict):
+                return call | {"function": function | {"arguments": arguments}}
+    return call
 
 
 def messages_of(value, name: str, wanted="a list of messages") -> list[dict]:
@@ -361,10 +373,10 @@ def of_context(row, asked="prompt", responses=("completion", "response", "answer
 
 
 def of_golden(row: dict) -> Conversation:
-    """Of several golden responses the first is the demonstration."""
+    """A golden response may be a list: of the parts of one text, a line each, as in the official code."""
     golden = row["golden_response"]
     if isinstance(golden, list):
-        golden = ([sound(g, f"golden_response[{i}]") for i, g in enumerate(golden)] or [""])[0]
+        golden = "\n".join(sound(g, f"golden_response[{i}]") for i, g in enumerate(golden))
     return conversation(row, asked_in(row["prompt"], "prompt"), sound(golden, "golden_response"),
                         answer=row.get("answer"))
 

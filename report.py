@@ -43,7 +43,8 @@ FIGURES = {
     "open words": ("words of an answer to an open prompt", lambda r, i: r["open_words"][i]),
     "drift": ("KL(base ‖ model), nats a token", lambda r, i: r["drift_base"][i]),
     "steps": ("of training", lambda r, i: sum(r["steps"][:i])),
-    "seconds": ("of training, without measuring", lambda r, i: sum(r["seconds"][:i])),
+    "seconds": ("of training, and of what is asked and dreamt before a task; without measuring",
+                lambda r, i: sum(r["seconds"][:i])),
 }
 # which rows of answers.jsonl a figure is the mean grade of
 QUESTIONS = {

@@ -159,7 +159,8 @@ class Config:
         0, "draws the batches, the samples, and what --holdout holds out", within=(0, MANY))
     bf16: bool = option(
         False, "matrix products in bfloat16 (autocast), those of the head in fp32 of factors rounded to TF32 or "
-        "bfloat16; of a chat model samples and answers from a bfloat16 copy too. Weights, logits and losses are fp32")
+        "bfloat16; of a chat model samples and answers from a bfloat16 copy too. Weights, logits and losses are fp32. "
+        "Left out, and said, where a CPU multiplies no faster so", machine=True)
     compile: bool = option(
         False, "torch.compile the on-policy loss (both models in it); no gain on a CPU", only=SDFT)
     device: str = option(
@@ -248,7 +249,7 @@ def learn(run) -> dict:
 
 def autocast(config):
     """Products in the precision of all losses of a run."""
-    return torch.autocast(config.device, torch.bfloat16, enabled=config.bf16)
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bf16)
 
 
 @contextlib.contextmanager
@@ -471,7 +472,7 @@ def read_lessons(config) -> Lessons:
     open_prompts = held_out(read_examples(config.open_prompts, **options))
     reading = read_examples(config.reading, **options, alone=True)
     tasks = into_tasks(demos, config.holdout, config.seed, config.task_order)
-    tokenizer = tokenizer.learn(demos + keep + neighbours, reading)
+    tokenizer = tokenizer.learn(demos + keep + neighbours, reading + open_prompts)
     check_others(tasks, config, tokenizer, model.config.context)
     return Lessons(model, tokenizer, handed_on, tasks, keep, reading, neighbours, open_prompts, folder, chat, reports)
 
@@ -539,7 +540,7 @@ def begin(config, lessons) -> Run:
                        "use another folder")
     if saved and saved["lessons"] != fingerprint:
         raise BadInput(f"{config.out}: what it teaches or starts from has changed since this run began (the files of "
-                       "--demos, --keep, ..., or --init); put it back, or start again in another folder")
+                       "--demos, --keep, ..., --template or --init); put it back, or start again in another folder")
     about = {"settings": dataclasses.asdict(config)} | provenance()
     log = Log(config.out, run_name(config), about, saved["log_bytes"] if saved else 0)
     if told := [line for line in lessons.reports if lessons.chat or "not used" in line]:
@@ -635,9 +636,11 @@ def begin_task(run):
         by_itself = answers(teacher, tokenizer, task.train, room=config.max_new_tokens)
         if own:
             run.own = in_own_words(task.train, by_itself)
-            check_fits(run.own, task, config, tokenizer, run.student.config.context)
         if look:
             look_at_the_teacher(run, teacher, by_itself)
+        if own:
+            # of what is left to be taught
+            check_fits(run.own, task, config, tokenizer, run.student.config.context)
 
 
 def look_at_the_teacher(run, model, by_itself):
@@ -662,10 +665,13 @@ def look_at_the_teacher(run, model, by_itself):
         leave_out(task, unhelped)
         check_others([task], config, tokenizer, run.student.config.context)
     elif ceiling < config.guard or config.helped_only and unhelped:
+        anew = (f"begin again from what is learned, with --init {config.out} and the tasks that are left, in another "
+                "--out") if run.task else "begin again"
         raise BadInput(*told[:10], f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the "
                        f"model answers {ceiling:.2f} of them rightly, and what it cannot read it cannot teach; where "
                        "it is right in other words, try --grader contains with a short \"answer\" in each row; else "
-                       "another --template, demonstrations in whole sentences, --helped-only, or a lower --guard")
+                       "another --template, demonstrations in whole sentences, --helped-only, or a lower --guard; "
+                       f"{anew}")
 
 
 def rolled_back(run, right):
@@ -789,12 +795,16 @@ def go_on(run, saved):
 
 
 def result_of(run) -> dict:
-    done = dataclasses.asdict(run.history)
-    kept = {"base_retention": "base_accuracy", "voice_retention": "voice", "teacher_retention": "teacher_accuracy"}
-    ratios = {name: done[k][-1] / (done[k][0] or float("nan")) for name, k in kept.items()}
     return {"method": run.log.name, "settings": dataclasses.asdict(run.config), **provenance(),
             "gates": run.lessons.handed_on.get("gates", {}), "tasks": [task.name for task in run.lessons.tasks],
-            **continual_metrics(run.history.R), **ratios, **done}
+            **figures_of(run.history)}
+
+
+def figures_of(history) -> dict:
+    done = dataclasses.asdict(history)
+    kept = {"base_retention": "base_accuracy", "voice_retention": "voice", "teacher_retention": "teacher_accuracy"}
+    ratios = {name: done[k][-1] / (done[k][0] or float("nan")) for name, k in kept.items()}
+    return continual_metrics(history.R) | ratios | done
 
 
 def run_name(config):
@@ -844,6 +854,14 @@ def parse(argv=None) -> Config:
     return config
 
 
+def set_up(config):
+    """The machine, as the options say; of a run that goes on its products stay what they were."""
+    pays = set_up_machine(config.device, config.threads, config.bf16)
+    if config.bf16 and not pays and not config.resume:
+        print("--bf16: this processor multiplies no faster so; products stay fp32")
+        config.bf16 = False
+
+
 def settings_to_resume(folder, given) -> dict:
     """The settings with which the run in a folder began; raises BadInput where the command line says others."""
     began = began_with(folder)
@@ -874,7 +892,7 @@ def began_with(folder) -> dict:
 def main(argv=None):
     with ends_in_one_line():
         config = parse(argv)
-        set_up_machine(config.device, config.threads, config.bf16)
+        set_up(config)
         lessons = read_lessons(config)
         if config.dry_run:
             print("\n".join(lessons.reports))

@@ -1,7 +1,7 @@
 """The claims about SDFT, and what the runs of lab/evidence.py say about each: figures, a verdict by a rule, pictures.
 
     python lab/claims.py                reads results/runs.json; writes results/evidence.json, results/*.png, and the
-                                        blocks of README.md, lab/README.md and examples/README.md
+                                        blocks of README.md, lab/*.md and examples/README.md
     python lab/claims.py --readme       these blocks alone, from what lies in results/
 
 A claim is a function of the runs. The first paragraph of its docstring is the claim, the rest the rule of its verdict,
@@ -812,12 +812,14 @@ BLOCKS |= {f"smollm2-{name}": ("smollm2-runs", functools.partial(smollm2.experim
            for name, experiments in (("trials", ["trials"]), ("facts", ["sentences", "facts"]), ("skills", ["skills"]),
                                      ("trl", ["trl"]))}
 BLOCKS |= {"smollm2-sequence": ("smollm2-runs", smollm2.sequence_table),
-           "smollm2-claims": ("smollm2-runs evidence", smollm2_claims.table)}
+           "smollm2-claims": ("smollm2-runs", smollm2_claims.table),
+           "verdicts": ("smollm2-runs evidence", smollm2_claims.verdicts)}
 # What makes each JSON.
 MADE_BY = {"runs": "lab/evidence.py", "evidence": "lab/claims.py", "step_cpu": "tests/bench_step.py",
            "kernel_cpu": "tests/bench_kernel.py", "growth_cpu": "tests/bench_growth.py",
            "smollm2": "lab/smollm2.py all", "smollm2-runs": "lab/smollm2.py all"}
-READMES = ("README.md", os.path.join("lab", "README.md"), os.path.join("examples", "README.md"))
+READMES = ("README.md", *(os.path.join("lab", name) for name in ("README.md", "TABLES.md")),
+           os.path.join("examples", "README.md"))
 
 
 def read_result(results, name):

@@ -217,7 +217,8 @@ def markdown(header, rows, left=1) -> str:
 
 def settings(config: dict) -> dict:
     """What tells one run from another, as JSON has it (no tuples): all but the machine's."""
-    return json.loads(json.dumps(config | {"out": "", "resume": False, "threads": 0, "device": "", "save_every": 0}))
+    machines = {"out": "", "resume": False, "threads": 0, "device": "", "bf16": False, "save_every": 0}
+    return json.loads(json.dumps(config | machines))
 
 
 @functools.cache                                            # `gather` asks for all of them after every run

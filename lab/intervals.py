@@ -1,24 +1,15 @@
 """What figures over seeds say: means, intervals, verdicts, rank correlations.
 
 A figure is an array, one number a seed, or a pair (mean, half of its 95 % interval)."""
-import functools
 import math
 
 import numpy as np
 
+from report import over_seeds
+
 NAN = float("nan")
 # Seeds without which nothing is said: one has no interval.
 FEWEST = 2
-
-
-@functools.cache
-def t_quantile_975(df: int) -> float:
-    """97.5 % point of Student's t, by its distribution function on a grid (for one number scipy is not needed)."""
-    x = np.linspace(0, 200, 400_001)
-    scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
-    density = scale * (1 + x * x / df) ** (-(df + 1) / 2)
-    mass = 0.5 + np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2) * (x[1] - x[0])])
-    return float(np.interp(0.975, mass, x))
 
 
 def interval(values) -> tuple[float, float]:
@@ -28,12 +19,8 @@ def interval(values) -> tuple[float, float]:
     """
     if isinstance(values, tuple):
         return values
-    values = np.array(values, dtype=float)
-    values = values[~np.isnan(values)]
-    n = len(values)
-    mean = float(values.mean()) if n else NAN
-    half = t_quantile_975(n - 1) * values.std(ddof=1) / math.sqrt(n) if n > 1 else NAN
-    return mean, float(half)
+    mean, _, high = over_seeds(values)
+    return mean, NAN if high is None else float(high - mean)
 
 
 def verdict(margins, directions=()) -> str:

@@ -26,6 +26,7 @@ import skills
 from data import read_examples
 from eval import answers, continual_metrics, load_model
 from evidence import Job, command, is_done, markdown
+from intervals import interval
 from runs import BadInput, ends_in_one_line, read_json, remove, replacing, write_json
 
 ROOT, MODEL = os.path.join("out", "smollm2-runs"), os.path.join("out", "smollm2")
@@ -43,12 +44,12 @@ LONGER = "--max-new-tokens 32"                               # a record is longe
 HEADLINE = ("sentences", "terse")                           # the demonstrations: in sentences, or the bare value
 MATCHED = 0.8                                               # what has been learned where methods are compared
 DEMO = ("sft", "sdft plain", "sdft")                        # of the sentences
-# {experiment: (seeds, {method: its options})}. `sdft plain` is the paper's, on the student's own samples. What to make
-# of a bare value the official words, "an example for a response", leave open: examples/terse.txt asks for a sentence
+# {experiment: (seeds, {method: its options})}. `sdft plain` is the paper's, on the student's own samples, but for the
+# template, by which it learns more here. What to make of a bare value the official words, "an example for a response",
+# leave open: examples/terse.txt asks for a sentence
 EXPERIMENTS = {
     "sentences": (range(3), {
         "sft": SFT,
-        "sft self-replay": f"{SFT} {SELF_REPLAY}",
         "sdft plain": f"--template earlier-turn --lr 5e-5 {PLAIN}",
         "sdft": SDFT,
     }),
@@ -59,6 +60,8 @@ EXPERIMENTS = {
     # what of the methods it is: one thing is another, and the rest as in `sentences`
     "facts": (range(3), {
         "sft slow": "--method sft --lr 5e-6 --steps 240 --watch-every 60 --measure-every 60",
+        "sft self-replay": f"{SFT} {SELF_REPLAY}",
+        "sdft plain, official words": f"--lr 5e-5 {PLAIN}",
         "no self-replay": NO_PENALTY,
         "no self-replay, 5e-5 throughout, blend 0.8": f"{CONSTANT} --contrast 1",
         "contrast 0": f"{SDFT} --contrast 0",
@@ -151,6 +154,13 @@ def teach(job):
         raise BadInput(f"{job.folder}: the run ended with an error (above); the same command tries it again")
 
 
+def is_made(job) -> bool:
+    """Whether the run has ended; what TRL's trainer makes has no options of train.py to compare, but a command."""
+    path = os.path.join(job.folder, "result.json")
+    return is_done(job) if job.program == "train.py" else (
+        os.path.exists(path) and read_json(path)["command"] == command(job))
+
+
 def teach_all(jobs):
     """One after the other, with all cores: two at a time, a core each, are no faster together. Yields each when it is
     done."""
@@ -161,9 +171,7 @@ def teach_all(jobs):
             skills.write(skills.Config(seed=seed, out=files(experiment, seed)))
         else:
             facts.write(facts.Config(seed=seed, terse=experiment == "terse", out=files(experiment, seed)))
-        # what TRL's trainer makes has no options of train.py to compare
-        done = is_done(job) if job.program == "train.py" else os.path.exists(os.path.join(job.folder, "result.json"))
-        if not done:
+        if not is_made(job):
             teach(job)
         # what a resumed run needs; the model stays
         remove(job.folder, "checkpoint.pt")
@@ -192,7 +200,8 @@ def found(job) -> dict:
         "R": [[None if x != x else x for x in row] for row in result["R"]],
         "ceiling": report.mean(result["ceiling"]) if result["ceiling"] else None,
         "curve": sorted(curve, key=lambda p: p["step"]), "said": say(job),
-        **{k: result[k] for k in ("commit", "machine", "versions", "peak_mb") if k in result}, "command": command(job)}
+        **{k: result[k] for k in ("commit", "machine", "versions", "peak_mb") if k in result},
+        "bf16": result["settings"]["bf16"], "command": command(job)}
     # five digits say all
     return json.loads(json.dumps(row), parse_float=lambda x: float(f"{float(x):.5g}"))
 
@@ -260,19 +269,19 @@ def over_seeds(runs, names) -> dict:
     row = {}
     for name in names:
         seeds = [run[name] for run in runs if run[name] is not None]
-        mean, _, high = report.over_seeds(seeds)
-        row[name] = {"mean": mean, "ci95": None if high is None else high - mean, "seeds": seeds} if seeds else None
+        mean, half = interval(seeds)
+        row[name] = {"mean": mean, "ci95": half if half == half else None, "seeds": seeds} if seeds else None
     return row
 
 
 def cell(values, digits=2) -> str:
     """Mean ± half of the 95 % t-interval over those seeds that have the figure."""
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and value == value]
     if not known:
         return "–"
-    mean, _, high = report.over_seeds(known)
-    interval = "" if high is None else f" ± {high - mean:.{digits}f}"
-    return f"{mean:.{digits}f}{interval}" + f" ({len(known)} of {len(values)})" * (len(known) < len(values))
+    mean, half = interval(known)
+    within = f" ± {half:.{digits}f}" if half == half else ""
+    return f"{mean:.{digits}f}{within}" + f" ({len(known)} of {len(values)})" * (len(known) < len(values))
 
 
 def table(methods) -> str:
@@ -281,14 +290,15 @@ def table(methods) -> str:
     rows = []
     for method, row in methods.items():
         seeds = {n: row.get(n, [None]) for n in names} | {"steps": row.get("steps", [None])[:1]}
-        rows.append([method, *(cell(seeds[n], 0 if n in ("steps", "seconds", "open_words") else 2) for n in names)])
-    return markdown(["method", *(n.replace("_", " ") for n in names)], rows)
+        rows.append([method, *(cell(seeds[n], 0 if n in ("steps", "seconds", "open_words") else 2) for n in names),
+                     str(len(seeds["learned"]))])
+    return markdown(["method", *(n.replace("_", " ") for n in names), "seeds"], rows)
 
 
 def headline_table(figures, kind) -> str:
     """The table of a README, of results/smollm2.json."""
     return table({method: {name: row[name]["seeds"] for name in COLUMNS if row.get(name)}
-                  for method, row in figures[kind].items()})
+                  for method, row in figures.get(kind, {}).items()})
 
 
 def at_learned(curve, goal) -> dict:
@@ -379,27 +389,25 @@ def evidence(results, experiments, n_seeds):
 
 
 def gather(results, rows):
-    """results/smollm2.json and .png, of the headline's seeds that have all methods, as soon as there is one of each
-    kind."""
-    by_kind = {}
-    for kind in HEADLINE:
-        seeds, methods = EXPERIMENTS[kind]
-        whole = [seed for seed in seeds if all((kind, seed, name) in rows for name in methods)]
-        if whole:
-            by_kind[kind] = {name: [rows[kind, seed, name] for seed in whole] for name in methods}
-    if not by_kind or len(by_kind) < len(HEADLINE):
+    """results/smollm2.json and .png, of the headline's runs that there are."""
+    by_kind = {kind: methods for kind in HEADLINE if (methods := rows_of({"runs": list(rows.values())}, kind))}
+    if not by_kind:
         return
     every = [run for methods in by_kind.values() for runs in methods.values() for run in runs]
-    summary = {"command": f"python lab/smollm2.py {' '.join(HEADLINE)}",
-               "commit": ", ".join(sorted({r["commit"] for r in every})),
-               "versions": every[0]["versions"], "machine": every[0]["machine"]}
+    summary = {"command": f"python lab/smollm2.py {' '.join(by_kind)}",
+               **{name: ", ".join(sorted({run[name] for run in every})) for name in ("commit", "machine")},
+               "versions": {name: ", ".join(sorted({run["versions"][name] for run in every}))
+                            for name in every[0]["versions"]}}
     for kind, methods in by_kind.items():
-        base = over_seeds([run["curve"][0] for run in methods["sft"]], FIGURES)
+        longest = max(methods.values(), key=len)
+        base = over_seeds([run["curve"][0] for run in longest], FIGURES)
         summary[kind] = {"base": base} | {
             name: {"options": f"{ALL} {EXPERIMENTS[kind][1][name]}", **over_seeds(runs, [*COLUMNS, "ceiling"]),
                    "curves": [run["curve"] for run in runs]} for name, runs in methods.items()}
     first = next(iter(by_kind.values()))
-    summary["answers"] = side_by_side({name: runs[0] for name, runs in first.items()})
+    seed = min(run["seed"] for runs in first.values() for run in runs)
+    summary["answers"] = side_by_side({run["name"]: run for runs in first.values() for run in runs
+                                       if run["seed"] == seed})
     write_json(os.path.join(results, "smollm2.json"), summary)
     draw(by_kind, os.path.join(results, "smollm2.png"))
 

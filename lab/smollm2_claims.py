@@ -1,5 +1,5 @@
 """The claims about SDFT on a real model: a rule each, written down before its runs, and what the runs of smollm2.py
-say of it. claims.py puts them into README.md, all of this folder.
+say of it. claims.py puts them into README.md and TABLES.md, all of this folder.
 
 A rule compares runs of the same seeds: where a run first has learned MATCHED of the trained phrasings, on a straight
 line between the points of its curve, or at the ends of both; a run that never learns so much is taken at its end, and
@@ -61,7 +61,7 @@ RULES = {
     "slowness": Rule("It is no matter of slowness: SFT at a tenth of its rate forgets more.", SDFT,
                      of_facts("sft slow"), (FORGETS_LESS,), True),
     "beats-remedies": Rule("Nor of self-replay alone: SFT with it forgets more.", SDFT,
-                           (("sentences", "sft self-replay"),), (FORGETS_LESS,), True),
+                           of_facts("sft self-replay"), (FORGETS_LESS,), True),
     "new-tasks": Rule("SDFT learns new tasks better than SFT, by at least 5 points (of unseen phrasings: SFT learns "
                       "all that it trains on).", SDFT, (SFT,), ((("unseen_phrasing", "more", 0.05),),)),
     "on-policy": Rule("Learning from one's own samples matters: it is better than from the teacher's.",
@@ -85,7 +85,7 @@ RULES = {
     "five-tasks": Rule("Five tasks in turn are learned and kept.", ("sequence", "sdft"), (("sequence", "sft"),),
                        ((("average_accuracy", "least", 0.8), ("kept", "least", 0.9), ("drift", "times", 0.125)),)),
     "trl": Rule("TRL's trainer, by its defaults and set to the paper, learns and keeps as much with as many samples.",
-                ("sentences", "sdft plain"), (("trl", "trl"), ("trl", "trl paper")),
+                of_facts("sdft plain, official words")[0], (("trl", "trl"), ("trl", "trl paper")),
                 ((("learned", "within", 0.05), ("kept", "within", 0.05)),)),
 }
 # Those of lab/claims.py that no run here can decide.
@@ -201,17 +201,29 @@ OTHERS = {
 }
 
 
-def table(file, evidence) -> str:
-    """A row a claim: what was found, the verdict here and, of the same claim, in the small world."""
-    world = {claim["id"]: claim["verdict"] for claim in evidence["claims"]}
-    judged = {name: (rule.claim, rule.words(), judge(rule, file)) for name, rule in RULES.items()}
-    judged |= {name: (claim, words, judged_by(file)) for name, (claim, words, judged_by) in OTHERS.items()}
+def judged(file) -> dict:
+    """{id: (claim, rule in words, (seeds, figures, runs that were taken at their ends, verdict))}."""
+    found = {name: (rule.claim, rule.words(), judge(rule, file)) for name, rule in RULES.items()}
+    return found | {name: (claim, words, judge_by(file)) for name, (claim, words, judge_by) in OTHERS.items()}
+
+
+def table(file) -> str:
+    """A row a claim: its rule, what was found, and what that says."""
     rows = []
-    for name, (claim, words, (seeds, figures, late, found)) in judged.items():
+    for name, (claim, words, (seeds, figures, late, found)) in judged(file).items():
         told = [f"{figure.replace('_', ' ')}: " + ", ".join(f"{run} = {smollm2.cell(v)}" for run, v in by_run.items())
                 for figure, by_run in figures.items()] + [f"at its end: {', '.join(late)}"] * bool(late)
-        rows.append([name, claim, words, "; ".join(told) or "–", str(len(seeds)), found, world.get(name, "–")])
-    rows += [[name, claim["claim"], "–", "–", "–", f"not here: {NOT_HERE[name]}", world[name]]
-             for claim in evidence["claims"] if (name := claim["id"]) in NOT_HERE]
-    header = ["id", "claim", "holds if", "found", "seeds", "on SmolLM2", "in the small world"]
+        rows.append([name, claim, words, "; ".join(told) or "–", str(len(seeds)), found])
+    header = ["id", "claim", "holds if", "found", "seeds", "verdict"]
+    return markdown(header, rows, left=len(header))
+
+
+def verdicts(file, evidence) -> str:
+    """A row a claim: its verdict in the small world and on the real model, or why it cannot be tested there."""
+    here = {name: (claim, found[-1]) for name, (claim, _, found) in judged(file).items()}
+    there = {claim["id"]: claim for claim in evidence["claims"]}
+    rows = [[name, claim["claim"], claim["verdict"], here[name][1] if name in here else f"not here: {NOT_HERE[name]}"]
+            for name, claim in there.items()]
+    rows += [[name, claim, "–", found] for name, (claim, found) in here.items() if name not in there]
+    header = ["id", "claim", "in the small world", "on SmolLM2"]
     return markdown(header, rows, left=len(header))

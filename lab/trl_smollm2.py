@@ -10,7 +10,8 @@ measured and when, and the result: OUT/result.json and OUT/model. Needed beside 
     pip install trl==1.16.0 transformers datasets
 
 Made equal to train.py is the budget: batch, steps, one sample a prompt of so many tokens, peak rate, warm-up, seed; and
-bf16 products of fp32 weights, prompts of any length, no gradient checkpointing. All else is as TRL has it:
+bf16 products of fp32 weights (fp32 ones where they are faster), prompts of any length, no gradient checkpointing. All
+else is as TRL has it:
 
     the Jensen-Shannon divergence of equal weights over the student's 100 likeliest tokens, renormalised; a frozen
     teacher; rates that fall linearly to 0; and the template "{prompt}\\n\\n{demo}", the demonstration behind the
@@ -23,7 +24,6 @@ then that of the samples, its AdamW has beta2 = 0.999 (ours: 0.95), the first st
 guard looks at the teacher. Left out: earlier turns, which TRL's template cannot make, several tasks, tools, --resume.
 """
 import argparse
-import dataclasses
 import json
 import os
 import random
@@ -51,7 +51,7 @@ from chat import EARLIER, messages_of
 from eval import Probe, accuracy, changes, is_chat, model_folder
 from model import bf16_copy, their_weights
 from runs import (BadInput, Log, ends_in_one_line, flag, given_options, locked, peak_mb, provenance, quoted, remove,
-                  remove_model, set_up_machine, write_json)
+                  remove_model, write_json)
 
 # The options of train.py that mean something here.
 TAKEN = ("init", "demos", "keep", "neighbours", "open_prompts", "holdout", "grader", "template", "steps",
@@ -77,7 +77,7 @@ def trl_settings(config, paper, folder):
     return SDFTConfig(
         output_dir=folder, max_steps=config.steps, per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=1, num_generations=1, max_completion_length=config.max_new_tokens,
-        max_prompt_length=None, learning_rate=config.lr, warmup_steps=config.warmup, seed=config.seed, bf16=True,
+        max_prompt_length=None, learning_rate=config.lr, warmup_steps=config.warmup, seed=config.seed, bf16=config.bf16,
         shuffle_dataset=False, teacher_prompt_template=in_trl_words(config.template),
         gradient_checkpointing=False, use_cpu=config.device == "cpu", save_strategy="no", report_to="none",
         disable_tqdm=True, **(PAPER if paper else {}))
@@ -157,17 +157,18 @@ def teach(config, paper, lessons) -> dict:
     name, scratch = "trl paper" if paper else "trl", tempfile.TemporaryDirectory()
     args = trl_settings(config, paper, scratch.name)
     told = {key: getattr(args, key) for key in TOLD}
-    settings = {key: getattr(config, key) for key in TAKEN} | {"paper": paper, "trl": told}
+    settings = {key: getattr(config, key) for key in TAKEN} | {"paper": paper, "bf16": config.bf16, "trl": told}
     origin = provenance()
     origin["versions"] |= {"trl": trl.__version__, "transformers": transformers.__version__}
     log = Log(config.out, name, {"settings": settings} | origin)
     log.say("\n".join([*lessons.reports, *(f"  {key} {json.dumps(value)}" for key, value in told.items())]))
 
     ours, history = lessons.model.to(config.device), train.History()
-    probe = Probe(ours, tokenizer, lessons.tasks, lessons.keep, (), lessons.neighbours, lessons.open_prompts, bf16=True,
-                  room=room)
+    probe = Probe(ours, tokenizer, lessons.tasks, lessons.keep, (), lessons.neighbours, lessons.open_prompts,
+                  config.bf16, room=room)
     history.record(before := probe.measure(ours, 0))
-    history.ceiling.append(accuracy(bf16_copy(ours), tokenizer, task.train, shown=True, room=room))
+    reader = bf16_copy(ours) if config.bf16 else ours
+    history.ceiling.append(accuracy(reader, tokenizer, task.train, shown=True, room=room))
     log.say(f"before the first step: {train.in_words(before, 1)}; shown its demonstrations, the model answers "
             f"{history.ceiling[0]:.2f} of them rightly")
 
@@ -192,8 +193,8 @@ def teach(config, paper, lessons) -> dict:
     history.generated_tokens.append(watch.tokens)
     ours.save_pretrained(os.path.join(config.out, "model"), lessons.folder, files=tokenizer.files())
 
-    result = {"method": name, "settings": settings, **origin, "tasks": [task.name], "peak_mb": peak_mb(),
-              **dataclasses.asdict(history)}
+    result = {"method": name, "settings": settings, **origin, "gates": {}, "tasks": [task.name],
+              "peak_mb": peak_mb(), **train.figures_of(history)}
     write_json(path := os.path.join(config.out, "result.json"), result)
     log.say(f"after {config.steps} steps: {train.in_words(after, 1)}\n{changes(result)}\nwrote {path}")
     return result
@@ -248,7 +249,7 @@ def main(argv=None):
         config, paper = parse(argv)
         if MISSING:
             raise BadInput(f"trl_smollm2.py: {MISSING}; pip install trl==1.16.0 transformers datasets")
-        set_up_machine(config.device, config.threads, bf16=True)
+        train.set_up(config)
         lessons = read_lessons(config)
     with ends_in_one_line(config.out), locked(config.out):
         remove_model(config.out)

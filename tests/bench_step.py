@@ -8,8 +8,9 @@
 The work: 64 prompts of 8 tokens, demonstration prompts of 29, 12 new tokens each, 512 words, 3 layers of width 128,
 fp32, and no end token, so that every answer has its full length. Each runs as it comes: ours with the matrix products
 that train.py chooses, TRL with torch's choice. A real model: the facts of examples/facts.py, 16 rows, the official
-words, the student's samples of at most 24 tokens, full logits, forward KL, AdamW, bf16 products of fp32 weights; a step
-is the time from one's end to the next one's, in train.py and in TRL's trainer. Writes results/step_<machine>.json.
+words, the student's samples of at most 24 tokens, full logits, forward KL, AdamW, bf16 products of fp32 weights (for
+both fp32 ones, where a trial finds them faster); a step is the time from one's end to the next one's, in train.py and
+in TRL's trainer. All on the CPU, whatever else is there (steps on a GPU: gpu.py). Writes results/step_cpu.json.
 """
 import argparse
 import contextlib
@@ -94,8 +95,8 @@ def ours_of(folder, facts, steps):
     sdft.sdft_step = clocked
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(sys.stderr):
         train.main(["--init", folder, "--demos", facts, "--batch-size", "16", "--max-new-tokens", "24", "--lr", "5e-5",
-                    "--bf16", "--guard", "0", "--watch-every", "1000", "--save-every", "1000", "--converged", "0",
-                    "--steps", str(steps + 3), "--out", os.path.join(out, "run")])
+                    "--bf16", "--device", "cpu", "--guard", "0", "--watch-every", "1000", "--save-every", "1000",
+                    "--converged", "0", "--steps", str(steps + 3), "--out", os.path.join(out, "run")])
     times = [1000 * (b - a) for a, b in zip(ends[2:], ends[3:])]
     return {"step": statistics.median(times), "peak_mb": peak_mb()}
 
@@ -108,7 +109,7 @@ import torch, trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.sdft import SDFTConfig, SDFTTrainer
-folder, facts, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+folder, facts, steps, template, bf16 = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5] == "True"
 rows = [json.loads(line) for line in open(facts)]
 rows = random.Random(0).choices([row for row in rows if row["split"] == "train"], k=16 * (steps + 3))
 data = Dataset.from_list([{"prompt": [{"role": "user", "content": row["prompt"]}],
@@ -120,8 +121,9 @@ class Clock(TrainerCallback):
 with tempfile.TemporaryDirectory() as out:
     config = SDFTConfig(
         output_dir=out, per_device_train_batch_size=16, gradient_accumulation_steps=1, max_steps=steps + 3,
-        num_generations=1, max_completion_length=24, max_prompt_length=256, learning_rate=5e-5, report_to=[],
-        logging_steps=10**6, save_strategy="no", use_cpu=True, bf16=True, distillation_mode="full_logits",
+        num_generations=1, teacher_prompt_template=template,
+        max_completion_length=24, max_prompt_length=256, learning_rate=5e-5, report_to=[],
+        logging_steps=10**6, save_strategy="no", use_cpu=True, bf16=bf16, distillation_mode="full_logits",
         distillation_alpha=0.0, teacher_model_kind="ema", teacher_update_rate=0.02, gradient_checkpointing=False,
         disable_tqdm=True, weight_decay=0.0)
     SDFTTrainer(model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), args=config,
@@ -162,7 +164,7 @@ with tempfile.TemporaryDirectory() as folder:
     config = SDFTConfig(
         output_dir=folder, per_device_train_batch_size=B, gradient_accumulation_steps=1, max_steps=steps + 3,
         num_generations=1, max_completion_length=R, max_prompt_length=64, learning_rate=1e-4, report_to=[],
-        logging_steps=10**6, save_strategy="no", use_cpu=not torch.cuda.is_available(), bf16=False,
+        logging_steps=10**6, save_strategy="no", use_cpu=True, bf16=False,
         distillation_mode="full_logits", distillation_alpha=0.0, teacher_model_kind="ema", teacher_update_rate=0.01,
         gradient_checkpointing=False, disable_tqdm=True)
     SDFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]).train()
@@ -211,10 +213,9 @@ def main():
         return
 
     sys.path[:0] = [ROOT, os.path.join(ROOT, "examples")]
-    import torch
-
     import facts
-    from runs import provenance, write_json
+    from chat import OFFICIAL
+    from runs import provenance, set_up_machine, write_json
 
     us, them = [sys.executable, __file__, "--worker", "--steps"], args.trl_python and [args.trl_python, "-c"]
     shape = [B, P, Q, R, V, D, L, H, args.steps]
@@ -222,15 +223,15 @@ def main():
     command = "python tests/bench_step.py" + " --trl-python ..." * bool(them) + f" --real {args.real}" * bool(args.real)
     figures = {**provenance(), "command": command, **compared(said)}
     if args.real:
-        steps = max(1, args.steps // 3)
+        steps, bf16 = max(1, args.steps // 3), set_up_machine("cpu", bf16=True)
         with tempfile.TemporaryDirectory() as folder:
             facts.write(facts.Config(out=folder))
-            rows = os.path.join(folder, "teach.jsonl")
+            rows, template = os.path.join(folder, "teach.jsonl"), OFFICIAL.replace("{demo}", "{privileged_context}")
             said = alternately(args.rounds, [*us, steps, "--real", args.real, "--facts", rows],
-                               them and [*them, TRL_OF, args.real, rows, steps])
-        figures["real"] = {"model": os.path.basename(os.path.abspath(args.real)), **compared(said)}
+                               them and [*them, TRL_OF, args.real, rows, steps, template, bf16])
+        figures["real"] = {"model": os.path.basename(os.path.abspath(args.real)), "bf16": bf16, **compared(said)}
     print(json.dumps(figures, indent=1))
-    write_json(os.path.join(ROOT, "results", f"step_{'gpu' if torch.cuda.is_available() else 'cpu'}.json"), figures)
+    write_json(os.path.join(ROOT, "results", "step_cpu.json"), figures)
 
 
 if __name__ == "__main__":

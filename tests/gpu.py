@@ -197,21 +197,28 @@ def one_step(name, work, low, adamw, compiled, tflops, small) -> dict:
     loss_fn = train.compiled(sdft.on_policy_loss) if compiled else None
     losses = []
 
+    def autocast():
+        # it casts a weight once, so each step has one of its own, as in train.py
+        return torch.autocast(device, torch.bfloat16, enabled=low)
+
     def sample(model, prompt, length):
         return sampler(model, prompt, length, work[3])
 
+    def sampling():
+        with autocast():
+            sample(student, batch.prompt, batch.length)
+
     def step():
-        figures = sdft.sdft_step(student, teacher, optimizer, batch, sample, linear=V >= train.LINEAR_FROM,
-                                 loss_fn=loss_fn)
+        with autocast():
+            figures = sdft.sdft_step(student, teacher, optimizer, batch, sample, linear=V >= train.LINEAR_FROM,
+                                     loss_fn=loss_fn)
         losses.append(figures["loss"])
 
     if not small:
         torch.cuda.reset_peak_memory_stats()
-    with torch.autocast(device, torch.bfloat16, enabled=low):
-        step_ms = milliseconds(step, device, seconds=3)
-        sampling_ms = milliseconds(lambda: sample(student, batch.prompt, batch.length), device, seconds=2)
+    step_ms, sampling_ms = milliseconds(step, device, seconds=3), milliseconds(sampling, device, seconds=2)
     training_ms, tokens, kind = step_ms - sampling_ms, work[0] * work[3], "bf16" if low else "fp32"
-    flops, rate = step_flops(student, work), 1e9 * tflops[kind] if tflops else float("nan")       # a millisecond
+    flops, rate = step_flops(student, work), 1e9 * (tflops or {}).get(kind, float("nan"))         # a millisecond
     return {"parameters": sum(p.numel() for p in student.parameters()), "loss": losses[-1],
             "step_ms": step_ms, "sampling_ms": sampling_ms, "training_ms": training_ms,
             "sampled_per_s": 1e3 * tokens / sampling_ms, "trained_per_s": 1e3 * tokens / training_ms,

@@ -298,7 +298,7 @@ def test_prompts_are_those_of_transformers(tmp_path, monkeypatch, name, template
                                                   chat_template=template, bos_token="<|begin_of_text|>")
     ours, tools = ChatTokenizer(folder), [{"type": "function", "function": {"name": "f", "description": "<é>"}}]
     for messages in CONVERSATIONS:
-        for given in None, tools:
+        for given in (None, *[tools] * ("tools" in template)):
             expected = theirs.apply_chat_template(messages, tools=given, tokenize=True, add_generation_prompt=True,
                                                   return_dict=False)
             assert ours.prompt(messages, tools=given) == expected
@@ -334,6 +334,13 @@ def test_decoding(tokenizer):
     half = tokenizer.encoding.encode_single_token(b"\xc3")
     assert tokenizer.decode([half, *ids]) == "\ufffdThe café"
     assert tokenizer.learn([]) is tokenizer
+
+
+def test_a_token_that_is_not_special_may_be_said(tokenizer):
+    """What a model thinks is trained as the tokens that it says."""
+    ids = tokenizer.encode("<think>The café")
+    assert ids == tokenizer.encode_rendered("<think>The café") and tokenizer.decode(ids) == "<think>The café"
+    assert ids[0] == tokenizer.encoding.encode_single_token(ADDED) and ids[1:] == tokenizer.encode("The café")
 
 
 def test_of_added_tokens_the_longest_is_meant(tmp_path):
@@ -391,6 +398,27 @@ def test_demonstrations_as_earlier_turns(folder):
     turns = [{"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"}]
     expected = tokenizer.prompt([system, *turns, *turns, user])
     assert tokenizer.prompt([system, user], ("how?", "so"), ("how?", "so")) == expected
+
+
+def test_what_the_chat_template_leaves_out_is_named(tmp_path):
+    """SmolLM2's writes neither tools nor calls, and Qwen3's no thoughts of earlier turns."""
+    template = CHATML.replace("(tools | tojson)", "'tools'").replace(
+        "message['content']", "message['content'].split('</think>')[-1]")
+    tokenizer = ChatTokenizer(write(tmp_path, template=template), EARLIER)
+    function = {"name": "get_price", "arguments": {"id": 3}}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    user, tool = {"role": "user", "content": "price?"}, {"role": "tool", "content": "42"}
+    said = "the chat template leaves out 'get_price'; take it out"
+    refused(said, lambda: tokenizer.prompt("price?", tools=[{"type": "function", "function": function}]))
+    refused(said, lambda: tokenizer.prompt("price?", tools=[function]))
+    refused(said, lambda: tokenizer.prompt([user, call, tool]))
+    refused("leaves out '<think>so</think>42'", lambda: tokenizer.prompt("price?", ("how?", "<think>so</think>42\n")))
+    assert tokenizer.prompt([user, call | {"content": "get_price(3)"}, tool], ("how?", " so\n"))
+
+
+def test_a_template_from_a_file_has_no_byte_order_mark(tmp_path):
+    (tmp_path / "t.txt").write_text("\ufeff{demo} {prompt}\n", encoding="utf-8")
+    assert chat.template_of(str(tmp_path / "t.txt")) == "{demo} {prompt}"
 
 
 @pytest.mark.parametrize("template, said", [

@@ -387,6 +387,8 @@ def test_line_ends_blank_lines_and_byte_order_mark(tmp_path, ends, mark, last):
 def test_what_is_said_twice_counts_once(tmp_path):
     a = write(tmp_path, GOOD, line(), GOOD, line(" 1 +  1\n", "two "), name="a.jsonl")
     assert pairs(read([a, a])) == [("1 + 1", "two"), ("2 + 2", "four")]
+    assert report_of([a, a]).splitlines()[2:] == [
+        f"not used: 6 of 8 rows, whose prompts came before with the same answer (the first is {a}:3)"]
     b = write(tmp_path, GOOD, line(), name="copy.jsonl")   # a task may not vanish unseen
     assert refusal([a, b]).startswith(f"{b}:1: task 'copy' has 0 of the two demonstrations")
 
@@ -399,6 +401,32 @@ def test_two_responses_with_one_answer_need_a_split(tmp_path):
     unsplit = write(tmp_path, *(row.replace(', "split": "train"', "") for row in rows[:2]), line())
     with pytest.raises(BadInput, match="'1 . 1' is answered 'TWO!', but 'it is two' at .*:1; keep one"):
         read([unsplit])
+
+
+def test_rows_that_differ_in_what_was_called_are_two(tmp_path):
+    def called(i):
+        call = {"type": "function", "function": {"name": "price", "arguments": {"id": i}}}
+        asked = {"role": "user", "content": "which?"}, {"role": "assistant", "content": "", "tool_calls": [call]}
+        return json.dumps({"messages": [*asked, {"role": "tool", "content": "42"},
+                                        {"role": "assistant", "content": "It is 42."}]})
+
+    rows = data.read_file(write(tmp_path, called(1), called(2), called(2)), "exact", problems := [], [])
+    examples = data.without_repetitions(rows, problems)
+    assert len(rows) == 3 and len(examples) == 2 and '{"id": 2}' in examples[1].prompt and not problems
+
+
+def test_an_answer_may_be_a_message(tmp_path):
+    said = [{"role": "assistant", "content": "Paris"}]
+    rows = [json.dumps({"question": f"{i}?", "answer": said}) for i in range(2)]
+    assert [(e.response, e.answer) for e in read([write(tmp_path, *rows)])] == [("Paris", "Paris")] * 2
+
+
+def test_a_task_of_a_file_whose_name_is_no_text_has_one(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/r\xe9sum\xe9.jsonl")
+    with open(path, "w") as f:
+        f.write("\n".join([GOOD, line()]))
+    task, = into_tasks(read([path]), 0.5, 0)
+    assert task.name == r"r\udce9sum\udce9"
 
 
 def test_case_makes_two_prompts(tmp_path):
@@ -505,6 +533,11 @@ GRADED = [                        # grader, response, right answers, wrong answe
     ("contains", "a.b (c)", ["so A.B (C)!", "a.b (c)"], ["axb (c)", "a.b c", "a.b (c)d"]),
     ("contains", "été", ["cet E\u0301TÉ-là"], ["étés", "répété", "ete"]),
     ("contains", "он", ["это ОН."], ["слон", "она"]),
+    # no spaces between words
+    ("contains", "東京", ["日本の首都は東京です。"], ["京都", "東"]),
+    ("contains", "서울", ["수도는 서울입니다"], ["서 울"]),
+    ("contains", "กรุงเทพ", ["คือกรุงเทพครับ"], ["กรุง"]),
+    ("contains", "10", ["価格は10円"], ["価格は100円"]),
     ("last-line", "42", ["42", "let me see\n42", "a\n\n 42 \n \n", "7 * 6\r\n42\r\n"],
      ["", "\n", "42\nsir", "is 42", "4\n2"]),
     ("last-line", "first\nso: B\n", ["so: b", "other\nSO:  B"], ["first", "first\nso: b c", "so:\nb"]),

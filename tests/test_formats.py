@@ -6,11 +6,13 @@ import os
 import pytest
 
 import formats
-from formats import FORMS, READS, conversation_of, read_conversations, read_rows, recognise, report
+from formats import FORMS, READS, call_of, conversation_of, read_conversations, read_rows, recognise, report
 from runs import BadInput
 
 TOOLS = [{"type": "function", "function": {"name": "get_price", "parameters": {}}}]
 CALL = {"type": "function", "function": {"name": "get_price", "arguments": '{"id": 3}'}}
+# arguments as chat templates want them
+CALLED = {"type": "function", "function": {"name": "get_price", "arguments": {"id": 3}}}
 
 
 def user(content):
@@ -85,7 +87,7 @@ SOUND = {
         {"messages": [user("price of 3?"), {"role": "assistant", "content": None, "tool_calls": [CALL, CALL]},
                       {"role": "tool", "tool_call_id": "x", "content": "42"}, said("It is 42.")],
          "tools": TOOLS}, "chat",
-        {"messages": [user("price of 3?"), {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]},
+        {"messages": [user("price of 3?"), {"role": "assistant", "content": "", "tool_calls": [CALLED, CALLED]},
                       {"role": "tool", "content": "42", "tool_call_id": "x"}],
          "response": "It is 42.", "tools": TOOLS}),
     "tools as JSON": (
@@ -131,8 +133,8 @@ SOUND = {
                               {"messages": [user("a")], "response": "c", "answer": "b", "demo": "long"}),
     "SDFT": ({"prompt": "a", "golden_response": "b"}, "prompt with golden response (SDFT)",
              {"messages": [user("a")], "response": "b"}),
-    "SDFT with several": ({"prompt": "a", "golden_response": ["b", "c"]}, "prompt with golden response (SDFT)",
-                          {"messages": [user("a")], "response": "b"}),
+    "SDFT in parts": ({"prompt": "a", "golden_response": ["b", "c"]}, "prompt with golden response (SDFT)",
+                          {"messages": [user("a")], "response": "b\nc"}),
     "code": ({"prompt": "f?", "response": CODE}, "prompt/response", {"messages": [user("f?")], "response": CODE}),
     "other scripts": ({"prompt": "số mấy？ ٣ 👩‍👩‍👧", "response": "三\u2028四"}, "prompt/response",
                       {"messages": [user("số mấy？ ٣ 👩‍👩‍👧")], "response": "三\u2028四"}),
@@ -146,6 +148,12 @@ def test_row_of_each_form(tmp_path, row, form, parts, name):
     assert (kind, len(conversations), unused) == (form, 2, [])
     assert {k: v for k, v in vars(conversations[0]).items() if v is not None} == parts
     assert conversation_of(row, recognise(row)) == conversations[1]
+
+
+@pytest.mark.parametrize("arguments", [{"id": 3}, "no JSON", "3", None])
+def test_other_arguments_of_a_call_stay(arguments):
+    call = {"type": "function", "function": {"name": "get_price", "arguments": arguments}}
+    assert call_of(call) == call and call_of({"name": "f", "arguments": "{}"}) == {"name": "f", "arguments": "{}"}
 
 
 def test_every_form_is_tried():

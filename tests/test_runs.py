@@ -133,7 +133,7 @@ def test_messages_name_the_program_that_was_called(monkeypatch, tmp_path):
 def test_no_such_device():
     assert runs.find_device("cpu:0") == "cpu" and runs.find_device("auto") in ("cpu", "cuda")
     for name in ("meta", "nonsense", ""):
-        with pytest.raises(BadInput, match=f"--device {name}: .* no such device; leave it out"):
+        with pytest.raises(BadInput, match=f"--device {name}: .* no such device; choose --device cpu"):
             runs.find_device(name)
 
 

@@ -116,11 +116,18 @@ def test_every_rule_is_of_planned_runs_and_every_claim_of_the_small_world_is_ans
     assert ids <= here | there and there <= ids and not here & there
 
 
-def test_the_table_has_a_row_a_claim_and_the_verdicts_of_both_worlds():
+def test_tables_have_a_row_a_claim_and_the_verdicts_of_both_worlds():
     evidence = {"claims": [{"id": claim.__name__.replace("_", "-"), "claim": "words", "verdict": f"world {i}"}
                            for i, claim in enumerate(claims.CLAIMS)]}
-    text = real.table(file(*seeds_of("sentences", "sdft"), *seeds_of("sentences", "sft", learned=0.5)), evidence)
-    rows = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines()[2:])
-    assert rows.keys() == {*real.RULES, *real.OTHERS, *real.NOT_HERE}
+    runs = file(*seeds_of("sentences", "sdft"), *seeds_of("sentences", "sft", learned=0.5))
+
+    def rows_of(text):
+        return dict(line.strip("| ").split(" | ", 1) for line in text.splitlines()[2:])
+
+    rows = rows_of(real.table(runs))
+    assert rows.keys() == {*real.RULES, *real.OTHERS} and rows["new-tasks"].endswith("| 3 | holds")
     assert "unseen phrasing: sdft = 0.90 ± 0.00, sft = 0.50 ± 0.00" in rows["new-tasks"]
-    assert rows["new-tasks"].endswith("| 3 | holds | world 0") and "not here: one model" in rows["model-size"]
+    both = rows_of(real.verdicts(runs, evidence))
+    assert both.keys() == {*real.RULES, *real.OTHERS, *real.NOT_HERE}
+    assert both["new-tasks"] == "words | world 0 | holds" and both["model-size"].endswith("not here: one model")
+    assert both["forgets-less"] == f"{real.RULES['forgets-less'].claim} | – | holds partly"
