@@ -222,8 +222,10 @@ def verdicts(file, evidence) -> str:
     """A row a claim: its verdict in the small world and on the real model, or why it cannot be tested there."""
     here = {name: (claim, found[-1]) for name, (claim, _, found) in judged(file).items()}
     there = {claim["id"]: claim for claim in evidence["claims"]}
-    rows = [[name, claim["claim"], claim["verdict"], here[name][1] if name in here else f"not here: {NOT_HERE[name]}"]
-            for name, claim in there.items()]
+    # what is asked of the real model is not always the same
+    said = {name: found if found == VERDICTS[-1] else f"{found}: {claim}" for name, (claim, found) in here.items()}
+    said |= {name: f"not here: {why}" for name, why in NOT_HERE.items()}
+    rows = [[name, claim["claim"], claim["verdict"], said[name]] for name, claim in there.items()]
     rows += [[name, claim, "–", found] for name, (claim, found) in here.items() if name not in there]
     header = ["id", "claim", "in the small world", "on SmolLM2"]
     return markdown(header, rows, left=len(header))

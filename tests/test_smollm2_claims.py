@@ -129,5 +129,6 @@ def test_tables_have_a_row_a_claim_and_the_verdicts_of_both_worlds():
     assert "unseen phrasing: sdft = 0.90 ± 0.00, sft = 0.50 ± 0.00" in rows["new-tasks"]
     both = rows_of(real.verdicts(runs, evidence))
     assert both.keys() == {*real.RULES, *real.OTHERS, *real.NOT_HERE}
-    assert both["new-tasks"] == "words | world 0 | holds" and both["model-size"].endswith("not here: one model")
+    assert both["new-tasks"] == f"words | world 0 | holds: {real.RULES['new-tasks'].claim}"
+    assert both["model-size"].endswith("not here: one model")
     assert both["forgets-less"] == f"{real.RULES['forgets-less'].claim} | – | holds partly"
