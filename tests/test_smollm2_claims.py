@@ -69,7 +69,7 @@ def test_against_several_it_must_hold_against_each():
 def test_within_is_missed_on_either_side():
     rule = real.RULES["trl"]
     for learned, expected in ((0.9, "holds"), (0.8, "does not hold here"), (1.0, "does not hold here")):
-        runs = seeds_of("trl", "trl", learned=learned) + seeds_of("sentences", "sdft plain", learned=0.9)
+        runs = seeds_of("trl", "trl", learned=learned) + seeds_of("facts", "sdft plain, official words", learned=0.9)
         runs += seeds_of("trl", "trl paper", learned=0.9)
         assert real.judge(rule, file(*runs))[-1] == expected
 
