@@ -669,7 +669,8 @@ def look_at_the_teacher(run, model, by_itself):
                 "--out") if run.task else "begin again"
         raise BadInput(*told[:10], f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the "
                        f"model answers {ceiling:.2f} of them rightly, and what it cannot read it cannot teach; where "
-                       "it is right in other words, try --grader contains with a short \"answer\" in each row; else "
+                       "it is right in other words, try --grader contains with a short \"answer\" in each row; where "
+                       "it thinks first and is cut, a larger --max-new-tokens; else "
                        "another --template, demonstrations in whole sentences, --helped-only, or a lower --guard; "
                        f"{anew}")
 
