@@ -188,31 +188,28 @@ def command_name() -> str:
     return os.path.relpath(path, ROOT) if path.startswith(ROOT + os.sep) else os.path.basename(path)
 
 
-def set_up_machine(device, threads=0, bf16=False) -> bool:
-    """Sets the number of threads, the precision of matrix products and, on a CPU, what becomes of freed memory. Returns
-    whether there will be products in bf16: wanted, and on a CPU faster than those in fp32, which a trial tells.
+def set_up_machine(device, threads=0, bf16=False):
+    """Sets the number of threads, the precision of matrix products and, on a CPU, what becomes of freed memory.
 
-    Products that are not in bf16 stay fp32. On a CPU "medium" hands them to oneDNN, on AMD more than twice as fast as
-    MKL. It may round the factors to bf16 where the processor has units for that; a trial tells, and then MKL keeps the
-    work. With bf16 the factors may be rounded, and sums and results are fp32 still (on a GPU: TF32).
+    Products stay fp32. On a CPU "medium" hands them to oneDNN, on AMD more than twice as fast as MKL. It may round the
+    factors to bf16 where the processor has units for that; a trial tells, and then MKL keeps the work. With `bf16` the
+    factors may be rounded, and sums and results are fp32 still (on a GPU: TF32).
     """
     if threads:
         torch.set_num_threads(threads)
     if device != "cpu":
         torch.set_float32_matmul_precision("high" if bf16 else "highest")
-        return bf16
+        return
     keep_memory()
     torch.set_float32_matmul_precision("medium")
-    bf16 = bf16 and bf16_pays()
     a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
     if not bf16 and (a @ a - a.double() @ a.double()).norm() > 1e-5 * (a @ a).norm():
         torch.set_float32_matmul_precision("highest")
-    return bf16
 
 
 def bf16_pays() -> bool:
-    """Whether this processor multiplies matrices faster in bf16 than in fp32: one without units for it takes twice as
-    long. The best of some trials in turn, lest other work on the machine decide."""
+    """Whether this processor multiplies matrices faster in bf16 than in fp32 as `set_up_machine` has left that without
+    bf16; one without units for it takes twice as long. The best of some trials in turn, lest other work decide."""
     factors = {dtype: torch.ones(512, 1024, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     seconds = {dtype: [] for dtype in factors}
     for _ in range(5):

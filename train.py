@@ -34,9 +34,9 @@ from eval import (Probe, accuracy, answers, both_prompts, changes, continual_met
                   model_folder)
 from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
-from runs import (MANY, BadInput, Log, check_options, check_out, ends_in_one_line, find_device, flag, given_options,
-                  load_checkpoint, locked, option, provenance, quoted, random_states, remove, remove_model, save,
-                  set_random_states, set_up_machine, write_json, write_rows)
+from runs import (MANY, BadInput, Log, bf16_pays, check_options, check_out, ends_in_one_line, find_device, flag,
+                  given_options, load_checkpoint, locked, option, provenance, quoted, random_states, remove,
+                  remove_model, save, set_random_states, set_up_machine, write_json, write_rows)
 
 SDFT = {"method": ["sdft"]}       # the options that mean something there alone
 TEXT_GRADERS = [name for name in GRADERS if name not in OF_RETURNS]
@@ -320,6 +320,7 @@ def others(example, train, k, rng) -> list:
 
 def leave_out(task, numbers):
     """These demonstrations of a task are not trained on, and neither replayed nor counted as learned."""
+    numbers = set(numbers)
     # a new list: without a holdout the old one is what is tested, too
     task.train = [e for i, e in enumerate(task.train) if i not in numbers]
 
@@ -856,11 +857,15 @@ def parse(argv=None) -> Config:
 
 
 def set_up(config):
-    """The machine, as the options say; of a run that goes on its products stay what they were."""
-    pays = set_up_machine(config.device, config.threads, config.bf16)
-    if config.bf16 and not pays and not config.resume:
+    """The machine, as the options say, but for bf16 where a CPU gains nothing by it. The products of a run that goes on
+    stay what they were."""
+    set_up_machine(config.device, config.threads)
+    if config.bf16 and config.device == "cpu" and not config.resume and not bf16_pays():
         print("--bf16: this processor multiplies no faster so; products stay fp32")
         config.bf16 = False
+    if config.bf16:
+        # only now: the trial is of fp32 products that are not rounded
+        set_up_machine(config.device, config.threads, config.bf16)
 
 
 def settings_to_resume(folder, given) -> dict:

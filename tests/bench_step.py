@@ -215,7 +215,7 @@ def main():
     sys.path[:0] = [ROOT, os.path.join(ROOT, "examples")]
     import facts
     from chat import OFFICIAL
-    from runs import provenance, set_up_machine, write_json
+    from runs import bf16_pays, provenance, set_up_machine, write_json
 
     us, them = [sys.executable, __file__, "--worker", "--steps"], args.trl_python and [args.trl_python, "-c"]
     shape = [B, P, Q, R, V, D, L, H, args.steps]
@@ -223,7 +223,8 @@ def main():
     command = "python tests/bench_step.py" + " --trl-python ..." * bool(them) + f" --real {args.real}" * bool(args.real)
     figures = {**provenance(), "command": command, **compared(said)}
     if args.real:
-        steps, bf16 = max(1, args.steps // 3), set_up_machine("cpu", bf16=True)
+        set_up_machine("cpu")
+        steps, bf16 = max(1, args.steps // 3), bf16_pays()
         with tempfile.TemporaryDirectory() as folder:
             facts.write(facts.Config(out=folder))
             rows, template = os.path.join(folder, "teach.jsonl"), OFFICIAL.replace("{demo}", "{privileged_context}")

@@ -40,6 +40,19 @@ def test_products_on_a_cpu_are_fp32():
     assert ((a @ b - (a.double() @ b.double())).norm() / (a @ b).norm()) < 1e-5
 
 
+@pytest.mark.parametrize("pays", [False, True])
+def test_bf16_is_left_out_and_said_where_it_is_no_gain(monkeypatch, capsys, pays):
+    monkeypatch.setattr(train, "bf16_pays", lambda: pays)
+    done = []
+    monkeypatch.setattr(train, "set_up_machine", lambda device, threads, bf16=False: done.append(bf16))
+    for resume, kept in ((False, pays), (True, True)):
+        config = train.Config(bf16=True, device="cpu", resume=resume)
+        train.set_up(config)
+        assert config.bf16 == kept == done[-1] and done[-1 - kept] is False
+        assert ("products stay fp32" in capsys.readouterr().out) == (not kept)
+    assert isinstance(runs.bf16_pays(), bool)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_used_again_and_not_cleared_anew():
     faults = """
