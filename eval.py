@@ -88,7 +88,7 @@ class Drift:
     def score(self, model):
         device = model.head.weight.device
         batch, response, mask = (t.to(device) for t in (self.batch, self.response, self.mask))
-        return sdft.score(model, batch.prompt, batch.length, response, return_hidden=True)[mask]
+        return sdft.score(model, batch.prompt, batch.length, response, mask, return_hidden=True)[mask]
 
     @torch.no_grad()
     def __call__(self, model) -> float:

@@ -112,15 +112,30 @@ def attention(q, k, v, mask=None):
     return y.reshape(B, H, T, K)
 
 
-def shared_attention(q, k, v, P, B):
-    """Attention of B rows that begin with the same P tokens, packed: q (1, H, N, K), k and v (1, G, N, K), in which the
-    P come first, once, and then what each row has of its own."""
-    first = [x[:, :, :P] for x in (q, k, v)]
-    q, k, v = (x[0, :, P:].unflatten(1, (B, -1)).transpose(0, 1) for x in (q, k, v))            # (B, H or G, T - P, K)
-    k, v = (torch.cat([f.expand(B, -1, -1, -1), x], 2) for f, x in zip(first[1:], (k, v)))
-    T = k.shape[2]
-    y = attention(q, k, v, torch.ones(T, T, dtype=torch.bool).tril()[P:][None, None])
-    return torch.cat([attention(*first), y.transpose(0, 1).flatten(1, 2)[None]], 2)
+def packed_attention(q, k, v, place, source):
+    """Attention of the rows of a `packing`: q (1, H, N, K), k and v (1, G, N, K)."""
+    B, T = place.shape
+    q, k, v = (x[0].index_select(1, place.flatten()).unflatten(1, (B, T)).transpose(0, 1) for x in (q, k, v))
+    return attention(q, k, v).transpose(0, 1).flatten(1, 2)[None].index_select(2, source)
+
+
+def packing(tokens, at):
+    """The N of the tokens (B, T) that must be read: what all rows begin with once, and of each row nothing behind the
+    last position in `at` (B, R). On a CPU; a GPU would have to be waited for.
+
+    Returns place (B, T), where a row's tokens stand among the N, and source (N,), where these stand among the B T; of
+    what is not read `place` may be anything. None where less than a tenth would be saved.
+    """
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    B, T = tokens.shape
+    P = shared_prefix(tokens)
+    read = torch.arange(T) <= at.amax(1, keepdim=True)
+    read[0, :P], read[1:, :P] = True, False
+    place = read.flatten().cumsum(0).view(B, T) - 1
+    place[1:, :P] = place[0, :P]
+    source = read.flatten().nonzero()[:, 0]
+    return (place, source) if len(source) < 0.9 * B * T else None
 
 
 def shared_prefix(tokens, length=None):
@@ -153,7 +168,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.attn_out.weight)
         nn.init.zeros_(self.mlp_out.weight)
 
-    def forward(self, x, cos, sin, mask=None, cache=None, slots=None, shared=None):
+    def forward(self, x, cos, sin, mask=None, cache=None, slots=None, packed=None):
         c = self.config
         B, T, D = x.shape
         heads = self.qkv(self.attn_norm(x)).view(B, T, -1, c.head_dim).transpose(1, 2)            # (B, H + 2 G, T, K)
@@ -167,7 +182,7 @@ class Block(nn.Module):
             cache[0][rows, :, slots] = k.transpose(1, 2).to(cache[0].dtype)
             cache[1][rows, :, slots] = v.transpose(1, 2).to(cache[1].dtype)
             k, v = (k, v) if mask is None else cache                                              # (B, G, T or S, K)
-        y = shared_attention(q, k, v, *shared) if shared else attention(q, k, v, mask)
+        y = packed_attention(q, k, v, *packed) if packed else attention(q, k, v, mask)
         y = y.transpose(1, 2).flatten(2)
         x = x + F.dropout(self.attn_out(y), c.dropout, self.training)
         h = self.mlp_in(self.mlp_norm(x))
@@ -272,20 +287,18 @@ class GPT(nn.Module):
         """
         B, T = tokens.shape
         self.check_length(T)
-        position, P = torch.arange(T, device=tokens.device), 0
+        at = torch.arange(T, device=tokens.device).expand(B, -1) if at is None else at
+        position, packed = torch.arange(T, device=tokens.device), None
         if mask is None and not (self.training and self.config.dropout):
-            P = shared_prefix(tokens)
-        if P:
-            # packed, (1, P + B (T - P)): what the rows have in common once, then the rest of each
-            tokens = torch.cat([tokens[0, :P], tokens[:, P:].flatten()])[None]
-            position = torch.cat([position[:P], position[P:].repeat(B)])
+            packed = packing(tokens, at)
+        if packed:
+            # (1, N)
+            place, source = packed
+            tokens, position = tokens.flatten()[source][None], source % T
         x, cos, sin = self.embed(tokens), self.cos[position], self.sin[position]
         for block in self.blocks:
-            x = block(x, cos, sin, mask, shared=(P, B) if P else None)
-        if P:
-            x = torch.cat([x[:, :P].expand(B, -1, -1), x[0, P:].unflatten(0, (B, -1))], 1)
-        if at is not None:
-            x = x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+            x = block(x, cos, sin, mask, packed=packed)
+        x = x[0][place.gather(1, at)] if packed else x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
         x = self.norm(x)
         return x if return_hidden else self.logits(x)
 
@@ -322,7 +335,7 @@ class GPT(nn.Module):
         caches = [self.cos.new_zeros(2, *shape, dtype=dtype) for _ in self.blocks]
         slot = torch.arange(S, device=prompt.device)
 
-        def step(tokens, slots, mask=None, caches=caches):
+        def step(tokens, slots, caches, mask=None):
             # tokens and their slots (B, T)
             cos, sin = self.cos[slots][:, None], self.sin[slots][:, None]                             # (B, 1, T, K / 2)
             x = self.embed(tokens)
@@ -332,15 +345,16 @@ class GPT(nn.Module):
 
         shared, seen = shared_prefix(prompt, length), None
         if shared:
-            step(prompt[:1, :shared], slot[None, :shared], caches=[cache[:, :1] for cache in caches])
+            step(prompt[:1, :shared], slot[None, :shared], [cache[:, :1] for cache in caches])
             for cache in caches:
                 cache[:, 1:, :, :shared] = cache[:, :1, :, :shared]
             seen = (slot <= slot[shared:P, None])[None, None]                                     # (1, 1, T, S)
-        x = step(prompt[:, shared:], slot[shared:P].expand(B, -1), seen)
+        x = step(prompt[:, shared:], slot[shared:P].expand(B, -1), caches, seen)
         x = x[torch.arange(B, device=x.device), length - 1 - shared]  # (B, D): each row's last token
         look = LOOK.get(prompt.device.type, 16)
         response = torch.full((B, n_new), end, device=prompt.device)
-        alive = torch.ones(B, dtype=torch.bool, device=prompt.device)
+        # the rows that go on, and which of them have not ended
+        rows, alive = torch.arange(B, device=x.device), torch.ones(B, dtype=torch.bool, device=x.device)
         mask = torch.zeros(B, n_new, dtype=torch.bool, device=prompt.device)
         for i in range(n_new):
             logits = self.logits(self.norm(x)).float()
@@ -349,17 +363,21 @@ class GPT(nn.Module):
             else:
                 # one uniform number a row against the sums of the probabilities; multinomial draws one for each word
                 total = (logits / temperature).softmax(-1).cumsum(-1)                             # (B, V)
-                u = 1 - torch.rand(B, 1, device=x.device)                                         # in (0, 1]
+                u = 1 - torch.rand(B, 1, device=x.device)[rows]                                   # in (0, 1]
                 # of NaN it is beyond the last; the loss will tell
                 token = torch.searchsorted(total, u * total[:, -1:])[:, 0].clamp(max=total.shape[1] - 1)
-            response[:, i] = torch.where(alive, token, end)
-            mask[:, i] = alive
+            token = torch.where(alive, token, end)
+            response[rows, i], mask[rows, i] = token, alive
             alive = alive & (token != end)
             if i + 1 == n_new or (i + 1) % look == 0 and not alive.any():
                 break
+            if (i + 1) % look == 0 and 2 * alive.sum() <= len(alive):
+                # half of them have ended: the others go on alone
+                rows, length, token, caches = rows[alive], length[alive], token[alive], [c[:, alive] for c in caches]
+                alive = alive[alive]
             # row and slot say what a token may look at: (B, 1, 1, S)
             at = (length + i)[:, None]
-            x = step(response[:, i : i + 1], at, (slot <= at)[:, None, None])[:, 0]
+            x = step(token[:, None], at, caches, (slot <= at)[:, None, None])[:, 0]
         R = int(mask.any(0).sum())
         return response[:, :R], mask[:, :R]
 

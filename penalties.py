@@ -82,7 +82,7 @@ class Replay(Penalty):
         old = collate(self.rng.choices(stored, k=self.batch_size), self.tokenizer).to(batch.prompt.device)
 
         def supervised(student):
-            logits = sdft.score(student, old.prompt, old.length, old.response)
+            logits = sdft.score(student, old.prompt, old.length, old.response, old.response_mask)
             return sdft.sft_loss(logits, old.response, old.response_mask)
 
         return supervised
@@ -101,7 +101,7 @@ class SelfReplay(Penalty):
         dreams = dream(student, self.tokenizer, self.sample, *self.dreams)
         with torch.no_grad():
             hidden = [sdft.score(student, *part, return_hidden=True)
-                      for part in zip(*(t.split(self.batch_size) for t in dreams[:3]))]
+                      for part in zip(*(t.split(self.batch_size) for t in dreams))]
         self.previous, self.memory = frozen_copy(student.head), (*dreams, torch.cat(hidden))
 
     def loss(self, batch):
@@ -128,10 +128,10 @@ class LwF(Penalty):
     def loss(self, batch):
         def old_answers(student):
             response, mask = self.sample(self.previous, batch.prompt, batch.length, batch.room)
-            answered = batch.prompt, batch.length, response
+            answered = batch.prompt, batch.length, response, mask
             with torch.no_grad():
                 hidden = sdft.score(self.previous, *answered, return_hidden=True)
-            return self.strength * follow(student, *answered, mask, hidden, self.previous.head)
+            return self.strength * follow(student, *answered, hidden, self.previous.head)
 
         return old_answers
 
@@ -188,7 +188,7 @@ PENALTIES = {"none": Penalty, "replay": Replay, "self-replay": SelfReplay, "lwf"
 
 def follow(student, prompt, length, response, mask, old_hidden, old_head):
     """KL(old ‖ student) along answers of an old model, of which the hidden states (B, R, D) and the head are known."""
-    hidden = sdft.score(student, prompt, length, response, return_hidden=True)
+    hidden = sdft.score(student, prompt, length, response, mask, return_hidden=True)
     return sdft.linear_distill_loss(hidden, student.head.weight, old_hidden, old_head.weight, mask)
 
 

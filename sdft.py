@@ -65,9 +65,9 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
             distilled = loss_fn(student, teacher, batch, rows, response, mask, divergence, beta, linear, contrast)
             loss = (1 - alpha) * distilled
         if alpha > 0:
-            logits = score(student, batch.prompt[rows], batch.length[rows], batch.response[rows])
-            tokens = batch.response_mask.sum()
-            loss = loss + alpha * sft_loss(logits, batch.response[rows], batch.response_mask[rows], denominator=tokens)
+            shown = batch.response[rows], batch.response_mask[rows]
+            logits = score(student, batch.prompt[rows], batch.length[rows], *shown)
+            loss = loss + alpha * sft_loss(logits, *shown, denominator=batch.response_mask.sum())
         loss.backward()
         total += loss.item()
     if penalty is not None:
@@ -100,12 +100,13 @@ def on_policy_loss(student, teacher, batch, rows, response, mask, divergence="fo
     # 2. The same answer behind two prompts: the bare one, and the one with the demonstration.
     n_tokens = mask.sum()
     response, mask = response[rows], mask[rows]
-    student_out = score(student, batch.prompt[rows], batch.length[rows], response, return_hidden=linear)
+    student_out = score(student, batch.prompt[rows], batch.length[rows], response, mask, return_hidden=linear)
     seen = [(batch.demo_prompt, batch.demo_length)]
     if contrast:
         seen += [(batch.prompt, batch.length), (batch.other_prompt, batch.other_length)]
     with torch.no_grad():
-        shown, *rest = (score(teacher, prompt[rows], n[rows], response, return_hidden=linear) for prompt, n in seen)
+        shown, *rest = (score(teacher, prompt[rows], length[rows], response, mask, return_hidden=linear)
+                        for prompt, length in seen)
     # 3. The divergence of the two next-token distributions, exact over the vocabulary.
     if linear:
         return linear_distill_loss(student_out, student.head.weight, shown, teacher.head.weight, mask, divergence, beta,
@@ -123,19 +124,23 @@ def ema_update(teacher, student, decay):
         phi.lerp_(theta.to(phi.dtype), 1 - decay)
 
 
-def score(model, prompt, length, response, **options):
+def score(model, prompt, length, response, mask=None, **options):
     """Logits (B, R, V) that predict `response` (B, R) behind `prompt` (B, P) of true lengths (B,), in one forward pass.
 
     The position arithmetic of both roles, once: token t stands at length + t and is predicted at length + t - 1. A row
     with a prompt of 2 tokens padded to 3 (.) and a response of 2 becomes
 
         prompt  p0 p1 .        tokens  p0 p1 r0 [r1 .]     scored at  1, 2
+
+    mask (B, R) bool: behind a row's last True its last position is scored again, so that no padding need be read.
     """
     R = response.shape[1]
-    at = length[:, None] - 1 + torch.arange(R, device=prompt.device)
-    tokens = F.pad(prompt, (0, R)).scatter(1, at + 1, response)
+    t = torch.arange(R, device=prompt.device)
+    tokens = F.pad(prompt, (0, R)).scatter(1, length[:, None] + t, response)
+    if mask is not None:
+        t = torch.minimum(t, (mask * t).amax(1, keepdim=True))
     # the last token predicts nothing
-    return model(tokens[:, :-1], at=at, **options)
+    return model(tokens[:, :-1], at=length[:, None] - 1 + t, **options)
 
 
 def sft_loss(logits, response, mask, denominator=None):

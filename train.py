@@ -348,7 +348,7 @@ def token_figures(run, batch, response, mask, rows=8) -> dict:
     teacher would rather have said another word than the student."""
     ended = ((response == run.sample.end) & mask).any(1)
     student, teacher = (
-        sdft.score(model, prompt[:rows], n[:rows], response[:rows], return_hidden=True)
+        sdft.score(model, prompt[:rows], n[:rows], response[:rows], mask[:rows], return_hidden=True)
         for model, prompt, n in ((run.student, batch.prompt, batch.length),
                                  (run.teacher, batch.demo_prompt, batch.demo_length)))
     first, rest, rather = [], [], []

@@ -70,9 +70,9 @@ def test_scoring_some_positions_equals_scoring_all():
 
 
 @pytest.mark.parametrize("traits", [{}, {"n_kv_head": 2, "gated": True}, {"qk_norm": True, "qkv_bias": True}])
-def test_what_all_rows_begin_with_is_read_once(monkeypatch, traits):
-    """Logits, gradients and greedy answers are those of reading each row by itself; what is alike counts, up to where
-    the rows part or the shortest ends."""
+def test_each_token_is_read_once(monkeypatch, traits):
+    """What all rows begin with, up to where they part or the shortest ends, is read once, and what stands behind the
+    last position asked for is not read. Logits, gradients and greedy answers are those of reading all."""
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(100, 2, 4, 32, context=64, **traits)).double()
     for p in gpt.parameters():
@@ -80,7 +80,8 @@ def test_what_all_rows_begin_with_is_read_once(monkeypatch, traits):
     tokens = torch.randint(0, 100, (5, 40))
     tokens[:, :12] = tokens[0, :12]
     tokens[:, 12] = torch.tensor([1, 1, 1, 2, 1])
-    length, at = torch.tensor([14, 20, 30, 40, 16]), torch.tensor([[11, 12, 39]] * 5)
+    length = torch.tensor([14, 20, 30, 40, 16])
+    at = torch.tensor([[11, 12, 39], [11, 12, 20], [30, 30, 30], [5, 11, 9], [12, 38, 11]])
     weight = torch.randn(5, 3, 100).double()
 
     def found():
@@ -92,7 +93,8 @@ def test_what_all_rows_begin_with_is_read_once(monkeypatch, traits):
     counted, count = [], torch.nn.Embedding.forward
     monkeypatch.setattr(torch.nn.Embedding, "forward", lambda self, t: counted.append(t.numel()) or count(self, t))
     once = found()
-    assert counted[:3] == [12 + 5 * 28, 12, 5 * 28]
+    assert counted[:3] == [12 + 28 + 9 + 19 + 0 + 27, 12, 5 * 28]
+    monkeypatch.setattr(model_module, "packing", lambda *_: None)
     monkeypatch.setattr(model_module, "shared_prefix", lambda *_: 0)
     for a, b in zip(once, found(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
@@ -171,6 +173,29 @@ def test_generation_stops_at_the_end_token():
         assert response[row, :n].tolist() == said[:n]
         assert mask[row].tolist() == [True] * n + [False] * (response.shape[1] - n)
         assert (response[row, n:] == end).all()
+
+
+def test_what_has_ended_is_not_computed(monkeypatch):
+    """When half of the rows have ended the others go on without them; the samples are the same."""
+    torch.manual_seed(0)
+    # of eight words one is the end
+    gpt, length = GPT(GPTConfig(8, 2, 2, 16, context=32)), torch.arange(1, 9).repeat(3)
+    for p in gpt.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    tokens, asked, logits = torch.randint(0, 8, (24, 8)), [], gpt.logits
+    monkeypatch.setattr(gpt, "logits", lambda x: asked.append(len(x)) or logits(x))
+
+    def sampled(look):
+        monkeypatch.setitem(model_module.LOOK, "cpu", look)
+        asked.clear()
+        torch.manual_seed(0)
+        return gpt.generate(tokens, length, 16, end=7)
+
+    for a, b in zip(sampled(1000), sampled(1), strict=True):
+        assert torch.equal(a, b)
+    alive = b.sum(0).tolist()
+    assert asked[0] == 24 and asked[-1] < 12
+    assert all(n <= rows and (rows < 2 * n or n == 0) for n, rows in zip(alive, asked))
 
 
 def test_generation_never_runs_past_the_context():

@@ -119,10 +119,25 @@ def test_padding_changes_nothing(batch):
         prompt, demo_prompt, r = batch.prompt.clone(), batch.demo_prompt.clone(), torch.where(mask, response, filler)
         for row in range(len(prompt)):
             prompt[row, batch.length[row] :], demo_prompt[row, batch.demo_length[row] :] = filler, filler
-        of_student = sdft.score(student, prompt, batch.length, r)
-        return sdft.distill_loss(of_student, sdft.score(teacher, demo_prompt, batch.demo_length, r), mask)
+        of_student = sdft.score(student, prompt, batch.length, r, mask)
+        return sdft.distill_loss(of_student, sdft.score(teacher, demo_prompt, batch.demo_length, r, mask), mask)
 
     assert torch.equal(kl(END), kl(5))
+
+
+def test_behind_the_end_of_a_response_nothing_is_asked():
+    """A mask may leave out first tokens too (--skip): a row is read up to its last one."""
+    gpt, asked = random_gpt(), []
+    prompt, length, response = torch.randint(0, 900, (3, 5)), torch.tensor([5, 2, 4]), torch.randint(0, 900, (3, 4))
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0]], dtype=torch.bool)
+
+    def model(tokens, at):
+        asked.append(at.tolist())
+        return gpt(tokens, at=at)
+
+    every, some = sdft.score(model, prompt, length, response), sdft.score(model, prompt, length, response, mask)
+    assert asked == [[[4, 5, 6, 7], [1, 2, 3, 4], [3, 4, 5, 6]], [[4, 5, 6, 7], [1, 2, 2, 2], [3, 4, 5, 5]]]
+    torch.testing.assert_close(some[mask], every[mask])
 
 
 @pytest.mark.parametrize("options", [{}, {"divergence": "reverse"}, {"divergence": "jsd", "beta": 0.3}, {"alpha": 0.4},
