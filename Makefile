@@ -2,21 +2,22 @@
 # make smollm2   fetch a real chat model, teach it invented facts by three methods, table, answers, picture
 # make test      the form of the code, and all tests
 # make gpu       where a GPU is: the tests marked gpu, the kernel, steps of five models, a short demo (eight minutes; with PYTHON)
-# make evidence  every run behind the figures of lab/README.md, two at a time (hours; QUICK=1: minutes), and the figures again
+# make evidence  every run behind the figures of lab/README.md, one a core (hours; QUICK=1: minutes), and the figures again
 #
 # Of make demo SEED draws the world; OUT is the folder of the runs; BASE, WORLD and ARGS are further options of lab/pretrain.py,
 # lab/world.py and train.py. On a machine that has other work: make demo BASE="--threads 1"
 SEED ?= 0
-OUT ?= out/demo
+OUT ?= out/demo$(OF)
 BASE ?=
 WORLD ?=
 ARGS ?=
 PYTHON ?= python3
 PY := .venv/bin/python
-# a seed's base model and world stay where they are: its runs go on from them
+# a seed's base model and world stay where they are: its runs go on from them. Not all worlds have neighbours
 OF := $(if $(filter-out 0,$(SEED)),-$(SEED))
 FILES := --init out/base$(OF) --demos out/world$(OF)/tasks/*.jsonl --keep out/world$(OF)/keep.jsonl \
-         --reading out/world$(OF)/reading.jsonl --neighbours out/world$(OF)/neighbours.jsonl
+         --reading out/world$(OF)/reading.jsonl \
+         $(addprefix --neighbours ,$(wildcard out/world$(OF)/neighbours.jsonl))
 
 .PHONY: demo smollm2 test gpu evidence
 

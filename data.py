@@ -176,8 +176,11 @@ OF_WORDS = "[^\\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9f
 
 
 def contains(said, answer):
-    """Anywhere in the text, as whole words: 1 is not in 10."""
-    return re.search(f"(?<!{OF_WORDS}){re.escape(plain(answer))}(?!{OF_WORDS})", plain(said)) is not None
+    """Anywhere in the text, as whole words: 1 is not in 10, nor in 1.5, 1,000 or -1."""
+    answer = plain(answer)
+    before = r"(?<!\d[.,])(?<!(?<!\w)[-−])" if answer[:1].isdigit() else ""
+    after = r"(?![.,]\d)" if answer[-1:].isdigit() else ""
+    return re.search(f"(?<!{OF_WORDS}){before}{re.escape(answer)}{after}(?!{OF_WORDS})", plain(said)) is not None
 
 
 def last_line(said, answer):
@@ -260,7 +263,7 @@ class Task:
 
 
 def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: bool = False,
-                  reports: list | None = None) -> list[Example]:
+                  reports: list | None = None, taught: bool = True) -> list[Example]:
     """The examples of files, in their order. A row is of one of the forms of formats.py, such as
 
         {"prompt": str, "response": str, and if you like "task": str, "split": "train" | "test", "grader": str,
@@ -276,7 +279,7 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
     draw it into both parts; where a task says itself what is held out ("split"), it may repeat itself, but a prompt
     is in one part alone. alone: each line stands for itself, as what is asked behind its own demonstration does, and
     nothing is compared. reports: gets a line for each file, on its form and what of it is not used, and one on what is
-    left out.
+    left out. taught: False of what is only measured, of which one example is a task, too.
     """
     problems, examples = [], []
     reports = [] if reports is None else reports
@@ -294,7 +297,7 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
                 examples.append(example)
     if not alone:
         read, examples = examples, without_repetitions(examples, problems)
-        if not problems:
+        if taught and not problems:
             check_tasks(read, examples, problems)
         kept = set(map(id, examples))
         if left_out := [e for e in read if id(e) not in kept]:

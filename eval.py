@@ -435,7 +435,7 @@ def looks(path, files=(), rows=1) -> list[dict]:
             against = [next((o for o in following(e, task.train) if own or o.shown[1] != e.shown[1]), e)
                        for e in examples]
         if contrast and own:
-            # as before a task: what the model itself says to another prompt
+            # as before the first task: what the model itself says to another prompt
             said = answers(models[0][2], tokenizer, against, room=settings.get("max_new_tokens", 0))
             against = [dataclasses.replace(o, demo=text) for o, text in zip(against, said)]
         b = collate(examples, tokenizer, shown, against)

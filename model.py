@@ -287,9 +287,8 @@ class GPT(nn.Module):
         """
         B, T = tokens.shape
         self.check_length(T)
-        at = torch.arange(T, device=tokens.device).expand(B, -1) if at is None else at
         position, packed = torch.arange(T, device=tokens.device), None
-        if mask is None and not (self.training and self.config.dropout):
+        if at is not None and mask is None and not (self.training and self.config.dropout):
             packed = packing(tokens, at)
         if packed:
             # (1, N)
@@ -298,7 +297,11 @@ class GPT(nn.Module):
         x, cos, sin = self.embed(tokens), self.cos[position], self.sin[position]
         for block in self.blocks:
             x = block(x, cos, sin, mask, packed=packed)
-        x = x[0][place.gather(1, at)] if packed else x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+        if packed:
+            # not x[0][...]: its gradient hangs on the order of threads
+            x = x[0].index_select(0, place.gather(1, at).flatten()).unflatten(0, at.shape)
+        elif at is not None:
+            x = x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
         x = self.norm(x)
         return x if return_hidden else self.logits(x)
 
@@ -373,7 +376,9 @@ class GPT(nn.Module):
                 break
             if (i + 1) % look == 0 and 2 * alive.sum() <= len(alive):
                 # half of them have ended: the others go on alone
-                rows, length, token, caches = rows[alive], length[alive], token[alive], [c[:, alive] for c in caches]
+                rows, length, token = rows[alive], length[alive], token[alive]
+                for j, cache in enumerate(caches):
+                    caches[j] = cache[:, alive]
                 alive = alive[alive]
             # row and slot say what a token may look at: (B, 1, 1, S)
             at = (length + i)[:, None]

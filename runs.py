@@ -250,6 +250,9 @@ def find_device(device) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: written beside and renamed, so that a crash or a full disk leaves the previous one whole.
 
+# What a run of train.py writes into its folder, beside its model.
+OF_A_RUN = ("checkpoint.pt", "result.json", "answers.jsonl", "log.jsonl")
+
 
 def read_json(path):
     with open(path, encoding="utf-8") as f:
@@ -301,14 +304,20 @@ def remove(folder, *names):
             os.remove(os.path.join(folder, name))
 
 
-def remove_model(folder):
-    """Takes away the model that an earlier run has left in its folder; raises BadInput for anything else of that
-    name."""
-    path = os.path.join(folder, "model")
-    if os.path.exists(os.path.join(folder, "log.jsonl")) and os.path.exists(os.path.join(path, "config.json")):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        raise BadInput(f"--out {folder}: {path} is there, and no run has made it; choose another folder")
+def remove_run(folder):
+    """Takes away what an earlier run has left in its folder; raises BadInput for anything of these names that no run
+    has made."""
+    there = [name for name in (*OF_A_RUN, "model") if os.path.lexists(os.path.join(folder, name))]
+    begins, line, model = '{"settings": {', "", os.path.join(folder, "model")
+    with contextlib.suppress(OSError), open(os.path.join(folder, "log.jsonl"), errors="replace") as f:
+        line = f.readline()
+    # a full disk or a kill may have cut the line
+    made = "log.jsonl" in there and (line.startswith(begins) or begins.startswith(line))
+    if there and not made or "model" in there and not os.path.exists(os.path.join(model, "config.json")):
+        raise BadInput(f"--out {folder}: {', '.join(there)} in it: no run has made that; choose another folder")
+    remove(folder, *OF_A_RUN)
+    if "model" in there:
+        shutil.rmtree(model)
 
 
 def load_checkpoint(path) -> dict:

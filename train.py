@@ -11,7 +11,6 @@ Left out: more than one machine, and all else that a trainer framework is for.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import os
@@ -27,16 +26,15 @@ import torch.nn.functional as F
 import torch.fx.experimental._config
 
 import sdft
-from chat import ChatTokenizer, template_of
-from data import GRADERS, OF_RETURNS, WordTokenizer, check_shown, collate, grade, held_out, into_tasks, read_examples
+from data import GRADERS, MOST_TOLD, OF_RETURNS, collate, grade
 from divergence import token_divergence
-from eval import (Probe, accuracy, answers, both_prompts, changes, continual_metrics, is_chat, load_model, mean,
-                  model_folder)
+from eval import Probe, accuracy, answers, both_prompts, changes, continual_metrics, is_chat, mean
+from lessons import Lessons, another, check_fits, check_others, in_own_words, leave_out, others, read_lessons
 from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
 from runs import (MANY, BadInput, Log, bf16_pays, check_options, check_out, ends_in_one_line, find_device, flag,
-                  given_options, load_checkpoint, locked, option, provenance, quoted, random_states, remove,
-                  remove_model, save, set_random_states, set_up_machine, write_json, write_rows)
+                  given_options, load_checkpoint, locked, option, provenance, quoted, random_states, remove_run, save,
+                  set_random_states, set_up_machine, write_json, write_rows)
 
 SDFT = {"method": ["sdft"]}       # the options that mean something there alone
 TEXT_GRADERS = [name for name in GRADERS if name not in OF_RETURNS]
@@ -131,7 +129,8 @@ class Config:
     batch_size: int = option(
         32, "demonstrations a step", within=(1, MANY))
     micro_batch: int = option(
-        0, "rows of the loss scored at once; 0 is the whole batch. The gradient is the same", within=(0, MANY))
+        0, "rows of the loss scored at once; 0 is the whole batch. The gradient is the same; a penalty's rows, as many "
+        "as a batch's, are always scored at once", within=(0, MANY))
     lr: float = option(
         0.0, "learning rate; 0: as tuned. Of a chat model (AdamW) 2e-5 for sft and 5e-5 for sdft; of the small GPT "
         "(SGD, all weights but the embedding) 0.03 for sft and 0.001 for sdft", within=(0, 1e3))
@@ -313,28 +312,6 @@ def share_of_teacher(sampler) -> float:
     raise BadInput(f"train.py: --sampler {sampler}: choose student, teacher, or a share from 0 to 1")
 
 
-def others(example, train, k, rng) -> list:
-    """k demonstrations of the same task, of other prompts."""
-    return rng.sample([e for e in train if e.prompt != example.prompt], k)
-
-
-def leave_out(task, numbers):
-    """These demonstrations of a task are not trained on, and neither replayed nor counted as learned."""
-    numbers = set(numbers)
-    # a new list: without a holdout the old one is what is tested, too
-    task.train = [e for i, e in enumerate(task.train) if i not in numbers]
-
-
-def another(example, train, rng):
-    """A demonstration of the same task that says something else."""
-    return rng.choice([e for e in train if e.shown[1] != example.shown[1]])
-
-
-def in_own_words(train, said) -> list:
-    """The demonstrations, but what is shown of each is what the model itself has said to its prompt."""
-    return [dataclasses.replace(e, demo=text) for e, text in zip(train, said)]
-
-
 def to_ask(run):
     """The teacher, for greedy answers: with bf16 a copy."""
     return bf16_copy(run.teacher) if run.sample.bf16 else run.teacher
@@ -415,93 +392,6 @@ class History:
 
 
 @dataclass
-class Lessons:
-    """What goes in: a model, what it is taught, and what is measured besides."""
-
-    model: GPT
-    tokenizer: WordTokenizer | ChatTokenizer               # with the new words of the files
-    handed_on: dict               # what the model's folder says of its pretraining
-    tasks: list
-    keep: list
-    reading: list
-    neighbours: list
-    open_prompts: list
-    folder: str                   # that the model was read from
-    chat: bool                    # whether it is not the small GPT
-    reports: list                 # a line for each file: its rows, their form, and the fields that are not used
-
-    def fingerprint(self) -> str:
-        files = self.tasks, self.keep, self.reading, self.neighbours, self.open_prompts
-        # tokenizer and templates are files as well
-        prompts = [both_prompts(task, self.tokenizer) for task in self.tasks]
-        found = hashlib.sha256(repr((files, prompts, self.tokenizer.files())).encode())
-        for numbers in (*self.model.state_dict().values(), self.handed_on.get("frequency", torch.zeros(0))):
-            found.update(numbers.cpu().numpy().tobytes())
-        return found.hexdigest()[:16]
-
-
-def read_lessons(config) -> Lessons:
-    """The model of --init and the files. Raises BadInput for all that cannot be used; nothing is written. --resume
-    needs them as they were."""
-    model, tokenizer, handed_on = load_model(config.init, template_of(config.template))
-    folder, chat = model_folder(config.init), is_chat(config.init)
-    if not chat and (config.template or config.helped_only):
-        raise BadInput(f"--init {config.init}: --template and --helped-only are for chat models; leave them out")
-    if chat and (config.embed_lr, config.f0) != (Config.embed_lr, Config.f0):
-        raise BadInput(f"--init {config.init}: --embed-lr and --f0 are for the small GPT; a chat model's weights all "
-                       "move at --lr; leave them out")
-    if config.max_new_tokens > model.config.context // 2:
-        raise BadInput(f"--max-new-tokens {config.max_new_tokens}: more than half of the model's context of "
-                       f"{model.config.context}; ask for fewer")
-    if chat and config.penalty in ("l2", "ewc"):
-        raise BadInput(f"--penalty {config.penalty}: its step is made for SGD, and a chat model is trained by AdamW; "
-                       "choose replay, self-replay or lwf")
-    start, out, there = map(os.path.realpath, (folder, config.out, os.path.join(config.out, "model")))
-    if start == out or os.path.commonpath([start, there]) == there:
-        raise BadInput(f"--out {config.out}: the new model would be written over the old one (--init); choose another "
-                       "folder")
-    if not all(weight.isfinite().all() for weight in model.state_dict().values()):
-        raise BadInput(f"--init {config.init}: some of its weights are not finite; start from a model before they were")
-
-    # half of the model's context: the longest prompt of a batch may meet its longest answer
-    reports = []
-    options = {"tokenizer": tokenizer, "context": model.config.context // 2, "grader": config.grader,
-               "reports": reports}
-    demos = read_examples(config.demos, **options)
-    keep = held_out(read_examples(config.keep, **options))
-    neighbours = held_out(read_examples(config.neighbours, **options))
-    open_prompts = held_out(read_examples(config.open_prompts, **options))
-    reading = read_examples(config.reading, **options, alone=True)
-    tasks = into_tasks(demos, config.holdout, config.seed, config.task_order)
-    tokenizer = tokenizer.learn(demos + keep + neighbours, reading + open_prompts)
-    check_others(tasks, config, tokenizer, model.config.context)
-    return Lessons(model, tokenizer, handed_on, tasks, keep, reading, neighbours, open_prompts, folder, chat, reports)
-
-
-def check_others(tasks, config, tokenizer, context):
-    """Raises BadInput where a task has not the other demonstrations that --shown and --contrast need."""
-    check_shown(tasks, config.shown, tokenizer, context, config.max_new_tokens)
-    own = config.against == "own"
-    for task in tasks if config.contrast else []:
-        if len({e.prompt if own else e.shown[1] for e in task.train}) < 2:
-            raise BadInput(f"--contrast {config.contrast}: all demonstrations of a task ({task.name}) "
-                           f"{'answer the same prompt' if own else 'say the same'}, and a contrast needs another one; "
-                           "leave it out, or add demonstrations")
-        if not own:
-            check_fits(task.train, task, config, tokenizer, context)
-
-
-def check_fits(pool, task, config, tokenizer, context):
-    """Raises BadInput where a contrast's other demonstration, from this pool, leaves no room for prompt and answer."""
-    longest = max(pool, key=lambda e: len(tokenizer.encode(e.shown[1])))
-    batch = collate(task.train, tokenizer, against=[longest] * len(task.train))
-    if (needed := batch.other_prompt.shape[1] + max(batch.room, config.max_new_tokens)) > context:
-        raise BadInput(f"--contrast {config.contrast}: with the longest that is shown for a contrast in a task "
-                       f"({task.name}, {longest.place}) a prompt and its answer take {needed} tokens, more than "
-                       f"{context}; shorten the demonstrations, or leave it out")
-
-
-@dataclass
 class Run:
     """A run at work. What changes as it trains is in `checkpoint`; all else is made again from options and files."""
 
@@ -556,7 +446,9 @@ def begin(config, lessons) -> Run:
     scale = row_scale(lessons.handed_on.get("frequency"), config.f0, student)
     optimizer = (adamw(student, config.lr) if lessons.chat else
                  make_optimizer(student, config.lr, config.embed_lr, scale))
-    guard = sdft.TeacherGuard(config.guard if config.method == "sdft" else 0.0, student, teacher)
+    # at alpha 1 nobody is taught by the teacher
+    distils = config.method == "sdft" and config.alpha < 1
+    guard = sdft.TeacherGuard(config.guard if distils else 0.0, student, teacher)
     rng, sample = random.Random(f"training {config.seed}"), Sampler(tokenizer.end, low)
     penalty = PENALTIES[config.penalty](strength=config.strength, batch_size=config.batch_size, tasks=tasks,
                                         tokenizer=tokenizer, sample=sample, scale=scale, rng=rng)
@@ -668,11 +560,13 @@ def look_at_the_teacher(run, model, by_itself):
     elif ceiling < config.guard or config.helped_only and unhelped:
         anew = (f"begin again from what is learned, with --init {config.out} and the tasks that are left, in another "
                 "--out") if run.task else "begin again"
-        raise BadInput(*told[:10], f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the "
-                       f"model answers {ceiling:.2f} of them rightly, and what it cannot read it cannot teach; where "
-                       "it is right in other words, try --grader contains with a short \"answer\" in each row; where "
-                       "it thinks first and is cut, a larger --max-new-tokens; else "
-                       "another --template, demonstrations in whole sentences, --helped-only, or a lower --guard; "
+        more = [f"... and {len(told) - MOST_TOLD} more"] * (len(told) > MOST_TOLD)
+        raise BadInput(*told[:MOST_TOLD], *more,
+                       f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the model answers "
+                       f"{ceiling:.2f} of them rightly, and what it cannot read it cannot teach; where it is right "
+                       "in other words, try --grader contains with a short \"answer\" in each row; where it thinks "
+                       "first and is cut, a larger --max-new-tokens; else another --template, demonstrations in whole "
+                       "sentences, --helped-only, or a lower --guard; "
                        f"{anew}")
 
 
@@ -715,7 +609,7 @@ def end_task(run):
     history.steps.append(run.step)
     run.task, run.step = run.task + 1, 0
     if run.task == len(run.lessons.tasks):
-        # nothing leads on from here: the last checkpoint is a third of the others
+        # nothing leads on from here: of eight times the weights two are left in the last checkpoint
         run.optimizer.state.clear()
         run.guard.good = None
     measured = run.probe.measure(run.student, run.task)
@@ -824,8 +718,11 @@ def parse(argv=None) -> Config:
     given = given_options(Config, __doc__, argv)
     config = Config(**given)
     if config.resume:
-        # a run goes on with its own settings; the machine's may change
-        config = Config(**settings_to_resume(config.out, given) | given)
+        # a run goes on with its own settings; the machine's may change, but not products that a CPU's trial has chosen
+        began = settings_to_resume(config.out, given)
+        if began["device"] == find_device(given.get("device", began["device"])) == "cpu":
+            given.pop("bf16", None)
+        config = Config(**began | given)
     check_options(config)
     refused = "train.py: "
     for name in ("init", "demos"):
@@ -910,8 +807,7 @@ def main(argv=None):
     with ends_in_one_line(config.out, go_on=resume), locked(config.out):
         if not config.resume:
             # after a kill, --resume would go on with an older run
-            remove_model(config.out)
-            remove(config.out, "checkpoint.pt", "result.json", "answers.jsonl")
+            remove_run(config.out)
         learn(begin(config, lessons))
 
 

@@ -753,7 +753,8 @@ def step_text(figures) -> str:
               for part, v in figures["milliseconds"].items()]
     real = figures.get("real")
     if real:
-        lines.append(f"| **whole step of {real['model']}** (plain SDFT, 16 rows, 24 tokens, bf16) | "
+        lines.append(f"| **whole step of {real['model']}** (plain SDFT, 16 rows, 24 tokens, "
+                     f"{'bf16' if real.get('bf16', True) else 'fp32'}) | "
                      f"{real['milliseconds']['step']:,.0f} |")
     if "trl" in figures:
         lines += [f"| the same work by TRL {figures['trl']['version']} | {figures['trl']['step']} |"]

@@ -25,7 +25,7 @@ from data import Example, grade
 from eval import accuracy, answers, load_model, mean
 from model import GPT, GPTConfig
 from runs import (MANY, BadInput, Log, check_options, check_out, ends_in_one_line, find_device, given_options,
-                  load_checkpoint, locked, option, provenance, random_states, remove, remove_model, save,
+                  load_checkpoint, locked, option, provenance, random_states, remove, remove_run, save,
                   set_random_states, set_up_machine)
 from world import World, well_formed
 
@@ -254,8 +254,7 @@ def base_model(config):
     saved = found_in(config.out, made)
     if not saved:
         # nobody must start from an older one while this one is made
-        remove_model(config.out)
-        remove(config.out, "checkpoint.pt")
+        remove_run(config.out)
     settings = dataclasses.asdict(config)
     about = {"settings": settings} | provenance()
     log = Log(config.out, "base", about, MANY if saved else 0)

@@ -47,11 +47,11 @@ except ImportError as e:
 import torch
 
 import train
-from chat import EARLIER, messages_of
+from chat import EARLIER, messages_of, template_of
 from eval import Probe, accuracy, changes, is_chat, model_folder
 from model import bf16_copy, their_weights
-from runs import (BadInput, Log, ends_in_one_line, flag, given_options, locked, peak_mb, provenance, quoted, remove,
-                  remove_model, write_json)
+from runs import (BadInput, Log, ends_in_one_line, flag, given_options, locked, peak_mb, provenance, quoted,
+                  remove_run, write_json, write_rows)
 
 # The options of train.py that mean something here.
 TAKEN = ("init", "demos", "keep", "neighbours", "open_prompts", "holdout", "grader", "template", "steps",
@@ -195,6 +195,7 @@ def teach(config, paper, lessons) -> dict:
 
     result = {"method": name, "settings": settings, **origin, "gates": {}, "tasks": [task.name],
               "peak_mb": peak_mb(), **train.figures_of(history)}
+    write_rows(os.path.join(config.out, "answers.jsonl"), probe.asked)
     write_json(path := os.path.join(config.out, "result.json"), result)
     log.say(f"after {config.steps} steps: {train.in_words(after, 1)}\n{changes(result)}\nwrote {path}")
     return result
@@ -233,7 +234,7 @@ def parse(argv=None) -> tuple[train.Config, bool]:
 
 def read_lessons(config):
     """As train.read_lessons, of one task; and the batch is no larger than that. Raises BadInput."""
-    config.template = train.template_of(config.template)
+    config.template = template_of(config.template)
     lessons = train.read_lessons(config)
     if len(lessons.tasks) > 1:
         raise BadInput(f"--demos: {len(lessons.tasks)} tasks ({quoted(', '.join(t.name for t in lessons.tasks))}), and "
@@ -252,8 +253,7 @@ def main(argv=None):
         train.set_up(config)
         lessons = read_lessons(config)
     with ends_in_one_line(config.out), locked(config.out):
-        remove_model(config.out)
-        remove(config.out, "result.json")
+        remove_run(config.out)
         teach(config, paper, lessons)
 
 

@@ -220,7 +220,8 @@ def main():
     us, them = [sys.executable, __file__, "--worker", "--steps"], args.trl_python and [args.trl_python, "-c"]
     shape = [B, P, Q, R, V, D, L, H, args.steps]
     said = alternately(args.rounds, [*us, args.steps], them and [*them, TRL, *shape])
-    command = "python tests/bench_step.py" + " --trl-python ..." * bool(them) + f" --real {args.real}" * bool(args.real)
+    command = f"python tests/bench_step.py --steps {args.steps} --rounds {args.rounds}" + (
+        " --trl-python ..." * bool(them) + f" --real {args.real}" * bool(args.real))
     figures = {**provenance(), "command": command, **compared(said)}
     if args.real:
         set_up_machine("cpu")

@@ -104,7 +104,7 @@ def test_a_killed_run_resumed_equals_the_straight_run_bit_for_bit(here, monkeypa
     assert equal(GPT.from_pretrained("straight/model").state_dict(), GPT.from_pretrained("killed/model").state_dict())
 
 
-def test_what_the_teacher_cannot_read_is_not_taught(here, capsys):
+def test_what_the_teacher_cannot_read_is_not_taught(here, capsys, monkeypatch):
     """The tiny model answers no demonstration rightly: rows and remedy are named, and no step is made."""
     with pytest.raises(BadInput) as e:
         run("--guard", "0.5", "--out", "a")
@@ -116,6 +116,10 @@ def test_what_the_teacher_cannot_read_is_not_taught(here, capsys):
     assert os.listdir("a") == ["log.jsonl"]                # no step, and no models of GBs
     said = capsys.readouterr().out
     assert "the student sees   <|im_start|>" in said and "This is an example for a response to the question:" in said
+    monkeypatch.setattr(train, "MOST_TOLD", 4)
+    with pytest.raises(BadInput) as e:
+        run("--guard", "0.5", "--out", "b")
+    assert e.value.args[:5] == (*rows[:4], "... and 2 more")
 
 
 def test_only_what_helps_is_trained_on_where_asked(here, monkeypatch, capsys):
@@ -131,7 +135,7 @@ def test_only_what_helps_is_trained_on_where_asked(here, monkeypatch, capsys):
 
     monkeypatch.setattr(train, "answers", said)
     monkeypatch.setattr(train, "collate", watched)
-    monkeypatch.setattr(train, "check_shown", lambda *_: None)
+    monkeypatch.setattr("lessons.check_shown", lambda *_: None)
     result = run("--helped-only", "--guard", "0", "--out", "a", demos=["capitals.jsonl"])
     numbers = {int(re.search(r"\d+", text)[0]) for text in asked}
     assert numbers and all(n % 2 == 0 for n in numbers)
@@ -157,7 +161,7 @@ def test_what_is_left_out_is_neither_replayed_nor_counted_as_learned(here, monke
     demos = ["capitals.jsonl", "more.jsonl"]
     monkeypatch.setattr(train, "answers", said)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "check_shown", lambda *_: None)
+        patch.setattr("lessons.check_shown", lambda *_: None)
         patch.setattr(train, "collate", watched)
         patch.setattr(penalties, "collate", watched)
         patch.setattr(evaluate, "accuracy", lambda model, tokenizer, examples, **_: asked.append(examples) or 0.0)

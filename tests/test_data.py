@@ -429,6 +429,13 @@ def test_a_task_of_a_file_whose_name_is_no_text_has_one(tmp_path):
     assert task.name == r"r\udce9sum\udce9"
 
 
+def test_of_what_is_only_measured_one_row_is_enough(tmp_path):
+    path = write(tmp_path, line("a", task="alone"))
+    assert len(read([path], taught=False)) == 1
+    with pytest.raises(BadInput, match="task 'alone' has 1 of the two demonstrations"):
+        read([path])
+
+
 def test_case_makes_two_prompts(tmp_path):
     task, = into_tasks(read([write(tmp_path, line("us", "we"), line("US", "states"))]), 0, 0)
     assert len(task.train) == 2
@@ -527,7 +534,8 @@ GRADED = [                        # grader, response, right answers, wrong answe
     ("exact", "New York", ["new york", " NEW\tYork\n"], ["", "new", "newyork", "new york.", "in new york"]),
     ("exact", "Café Straße İ", ["CAFE\u0301 STRASSE i\u0307", "café strasse İ"], ["cafe straße i"]),
     ("exact", "<|end|>", ["<|END|>"], ["end", ""]),
-    ("contains", "10", ["10", "it is 10.", "(10)", "a 10\n b", "x=10"], ["", "100", "210", "1 0", "ten", "x10"]),
+    ("contains", "10", ["10", "it is 10.", "(10)", "a 10\n b", "x=10", "8-10", "10, 11", "-10 or 10", "10-ish"],
+     ["", "100", "210", "1 0", "ten", "x10", "10.5", "10,000", "9.10", "x = -10", "−10"]),
     ("contains", "New York", ["In new\n york, I think", "«New York»"],
      ["renew york", "new yorker", "york new", "new  jersey york"]),
     ("contains", "a.b (c)", ["so A.B (C)!", "a.b (c)"], ["axb (c)", "a.b c", "a.b (c)d"]),

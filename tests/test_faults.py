@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import pathlib
 import pickle
 import shutil
 import signal
@@ -249,6 +250,38 @@ def test_no_model_yet(here, capsys, monkeypatch):
 def test_never_over_the_model_that_a_run_starts_from(here, capsys, init, out):
     os.symlink("base", "link")
     assert "would be written over the old one" in refusal(capsys, here, *NEW, "--init", init, "--out", out)
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "log.jsonl"])
+@pytest.mark.parametrize("option", ["--demos", "--keep"])
+def test_never_over_a_file_that_a_run_reads(here, capsys, name, option):
+    """Such as an older run's answers, to be learned from: of another name, or in another folder, they are welcome."""
+    os.makedirs("mine")
+    path = os.path.join("mine", name)
+    shutil.copy("sums.jsonl", path)
+    message = refusal(capsys, here, *NEW, "--init", "base", option, path, "--out", "./mine")
+    assert message.startswith(f"--out ./mine: {path} is among the files that a run writes anew")
+    assert os.path.getsize(path) == os.path.getsize("sums.jsonl")
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "log.jsonl", "checkpoint.pt", "model/config.json"])
+def test_never_over_what_no_run_has_made(here, capsys, name):
+    """A log.jsonl of other things, beside it, does not make it a run's."""
+    path = pathlib.Path("mine", name)
+    path.parent.mkdir(parents=True)
+    for file in {path, pathlib.Path("mine/log.jsonl")}:
+        file.write_text('{"role": "user"}\n')
+    pathlib.Path("mine/lock").touch()
+    message = refusal(capsys, here, *NEW, *TINY, "--out", "mine")
+    assert message.startswith("--out mine: ") and name.split("/")[0] in message
+    assert "no run has made that; choose another folder" in message and path.read_text() == '{"role": "user"}\n'
+
+
+def test_a_run_whose_log_was_cut_at_once_may_be_begun_anew(here):
+    os.makedirs("run")
+    pathlib.Path("run/log.jsonl").write_text('{"setti')
+    train.main([*NEW, *TINY, "--steps", "1"])
+    assert os.path.exists("run/result.json")
 
 
 class Trap:

@@ -53,6 +53,18 @@ def test_bf16_is_left_out_and_said_where_it_is_no_gain(monkeypatch, capsys, pays
     assert isinstance(runs.bf16_pays(), bool)
 
 
+@pytest.mark.parametrize("began", [False, True])
+def test_the_products_of_a_run_on_a_cpu_stay_what_its_trial_chose(tmp_path, monkeypatch, began):
+    """--resume behind the same command line, --bf16 in it."""
+    saved = dataclasses.asdict(train.Config(init="base", demos=["a.jsonl"], device="cpu", bf16=began))
+    monkeypatch.setattr(train, "began_with", lambda folder: saved)
+    again = ["--out", str(tmp_path), "--resume", "--bf16"]
+    assert train.parse(again).bf16 == began
+    # where it began elsewhere, nothing was tried
+    saved["device"] = "cuda"
+    assert train.parse([*again, "--device", "cpu"]).bf16
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_used_again_and_not_cleared_anew():
     faults = """
