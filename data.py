@@ -180,7 +180,10 @@ def contains(said, answer):
     answer = plain(answer)
     before = r"(?<!\d[.,])(?<!(?<!\w)[-−])" if answer[:1].isdigit() else ""
     after = r"(?![.,]\d)" if answer[-1:].isdigit() else ""
-    return re.search(f"(?<!{OF_WORDS}){before}{re.escape(answer)}{after}(?!{OF_WORDS})", plain(said)) is not None
+    said = plain(said)
+    ends = [m.end() for m in re.finditer(f"(?<!{OF_WORDS}){before}{re.escape(answer)}{after}(?!{OF_WORDS})", said)]
+    # a mark, such as a vowel's in Hindi, belongs to the character before it
+    return any(unicodedata.category(said[end : end + 1] or " ")[0] != "M" for end in ends)
 
 
 def last_line(said, answer):

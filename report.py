@@ -16,6 +16,9 @@ import pages
 from runs import BadInput, read_json
 
 DRAWS = 2000                      # of a bootstrap
+# settings in which seeds of one method may differ: where they run, and on what
+OF_A_SEED = {"seed", "init", "demos", "keep", "reading", "neighbours", "open_prompts", "dry_run", "out", "resume",
+             "bf16", "device", "threads", "save_every"}
 EACH = 4                          # rows of each kind of question whose answers are shown side by side
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom
 T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179]
@@ -76,6 +79,13 @@ def read(folders) -> dict:
             if seed in seeds:
                 raise BadInput(f"{path}: {method} of seed {seed} is {seeds[seed]['folder']} already; rename a folder, "
                                "or name one of the two")
+            for other in seeds.values():
+                a, b = run["settings"], other["settings"]
+                differ = [name for name in a.keys() | b.keys() if name not in OF_A_SEED and a.get(name) != b.get(name)]
+                if differ:
+                    raise BadInput(f"{path}: {method} of {other['folder']} had another setting of "
+                                   f"{', '.join(sorted(differ))}, so that they are no seeds of one method; rename a "
+                                   "folder")
             lines = {"answers": "answers.jsonl", "log": "log.jsonl"}
             seeds[seed] = run | {"folder": path} | {key: read_rows(os.path.join(path, file))
                                                     for key, file in lines.items()}
@@ -147,7 +157,10 @@ def written(value, column, sign="") -> str:
         return "–"
     digits = 0 if column in ("steps", "seconds", "open words") else 2
     number, *ends = (f"{x:{sign}.{digits}f}" if x is not None else "" for x in value)
-    return f"{number} [{ends[0]}, {ends[1]}]" if ends[0] and column not in ("steps", "seconds") else number
+    if not ends[0] or column in ("steps", "seconds"):
+        return number
+    # no line ends within an interval
+    return f"{number} [{ends[0]},\N{NO-BREAK SPACE}{ends[1]}]"
 
 
 def most_changed(runs: dict) -> list:

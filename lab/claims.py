@@ -607,7 +607,9 @@ def methods_text(runs, wanted, columns, seeds=None) -> str:
     for run in wanted:
         name, found = run[1], of(runs, *run, seeds=seeds).values()
         told = [c for c in columns if name != "joint" or c not in NOT_OF_JOINT]
-        cells = [cell(c, *interval([m[c] for m in found])) if c in told else "–" for c in columns]
+        known = {c: [m[c] for m in found if m[c] == m[c]] for c in told}
+        cells = [cell(c, *interval(known[c])) + f" ({len(known[c])} of {len(found)})" * (len(known[c]) < len(found))
+                 if c in told else "–" for c in columns]
         if found:
             rows.append([name, *cells, str(len(found))])
     return markdown(["method", *[c.replace("_", " ") for c in columns], "seeds"], rows)

@@ -226,17 +226,24 @@ def planned(job) -> dict:
     return settings(dataclasses.asdict(train.parse(job.words())))
 
 
+def is_as_planned(job, result) -> bool:
+    """Whether a finished run is that of the plan. An option newer than the run is at its default."""
+    return settings(dataclasses.asdict(train.Config()) | result["settings"]) == planned(job)
+
+
 def is_done(job) -> bool:
     """Whether what a run makes is there. What was made with other options is of an older plan, and removed."""
     if job.program != "train.py":
         config = pretrain.parse(job.words())
         return "gates" in pretrain.found_in(job.folder, pretrain.made_by(config, world.World(config.seed)))
     result, checkpoint = (os.path.join(job.folder, name) for name in ("result.json", "checkpoint.pt"))
-    for path, read in ((result, read_json), (checkpoint, load_checkpoint)):
-        if os.path.exists(path):
-            if settings(read(path)["settings"]) != planned(job):
-                shutil.rmtree(job.folder)
-            break
+    if os.path.exists(result):
+        kept = is_as_planned(job, read_json(result))
+    else:
+        # a run of another version could not go on
+        kept = not os.path.exists(checkpoint) or settings(load_checkpoint(checkpoint)["settings"]) == planned(job)
+    if not kept:
+        shutil.rmtree(job.folder)
     return os.path.exists(result)
 
 
@@ -314,7 +321,7 @@ def gather(root, results):
         if not os.path.exists(done):
             continue
         result = read_json(done)
-        if settings(result["settings"]) != planned(job):
+        if not is_as_planned(job, result):
             # of an older plan: the command would not make it
             rows.pop(key, None)
             continue

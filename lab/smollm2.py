@@ -137,8 +137,8 @@ def job(experiment, seed, name) -> Job:
     return Job(os.path.join(ROOT, experiment, str(seed), name), program, options, (experiment, seed, name))
 
 
-def teach(job):
-    """One run, in a process of its own; it goes on from its checkpoint, and without one when it is done."""
+def teach(job) -> bool:
+    """One run, in a process of its own, from its checkpoint where there is one. Returns whether it ended well."""
     checkpoint = os.path.join(job.folder, "checkpoint.pt")
     words = ["--resume"] if os.path.exists(checkpoint) else job.words()
     print(command(job), flush=True)
@@ -150,8 +150,7 @@ def teach(job):
             # it has been told as well: it ends its step and saves itself
             process.wait()
             raise BadInput("stopped; the same command goes on")
-    if failed:
-        raise BadInput(f"{job.folder}: the run ended with an error (above); the same command tries it again")
+    return not failed
 
 
 def is_made(job) -> bool:
@@ -163,19 +162,23 @@ def is_made(job) -> bool:
 
 def teach_all(jobs):
     """One after the other, with all cores: two at a time, a core each, are no faster together. Yields each when it is
-    done."""
+    done; those that were refused or failed are named at the end, as BadInput."""
     fetch_smollm2.fetch(MODEL)
+    failed = []
     for job in jobs:
         experiment, seed, _ = job.key
         if experiment in ("skills", "sequence"):
             skills.write(skills.Config(seed=seed, out=files(experiment, seed)))
         else:
             facts.write(facts.Config(seed=seed, terse=experiment == "terse", out=files(experiment, seed)))
-        if not is_made(job):
-            teach(job)
+        if not is_made(job) and not teach(job):
+            failed.append(f"{job.folder}: the run ended with an error (above); the same command tries it again")
+            continue
         # what a resumed run needs; the model stays
         remove(job.folder, "checkpoint.pt")
         yield job
+    if failed:
+        raise BadInput(*failed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -382,10 +385,12 @@ def evidence(results, experiments, n_seeds):
     rows = {key: row for key, row in read_rows(results).items()
             if key in planned and row["command"] == command(planned[key])}
     jobs = [j for j in planned.values() if j.key[0] in experiments and j.key[1] in EXPERIMENTS[j.key[0]][0][:n_seeds]]
-    for done in teach_all(j for j in jobs if j.key not in rows):
-        rows[done.key] = found(done)
-        write_rows(results, [rows[key] for key in planned if key in rows])
-    gather(results, rows)
+    try:
+        for done in teach_all(j for j in jobs if j.key not in rows):
+            rows[done.key] = found(done)
+            write_rows(results, [rows[key] for key in planned if key in rows])
+    finally:
+        gather(results, rows)
 
 
 def gather(results, rows):

@@ -179,10 +179,12 @@ def drift_predicts(file) -> tuple:
 
 
 def costs_more(file) -> tuple:
-    """Seconds a step of plain SDFT in those of SFT, of the seeds whose two runs are of one machine."""
+    """Seconds a step of plain SDFT in those of SFT, of the seeds whose two runs are of one known processor and of the
+    same products."""
     found = [runs_of(file, "sentences", name) for name in ("sft", "sdft plain")]
     pairs = {seed: [runs[seed][0] for runs in found] for seed in sorted(set.intersection(*map(set, found)))}
-    pairs = {seed: (a, b) for seed, (a, b) in pairs.items() if a["machine"] == b["machine"]}
+    pairs = {seed: (a, b) for seed, (a, b) in pairs.items() if a["machine"] == b["machine"] and "(" in a["machine"]
+             and a.get("bf16") is not None and a.get("bf16") == b.get("bf16")}
     if len(pairs) < FEWEST:
         return list(pairs), {}, [], "not measured"
     times = np.array([b["seconds"] / b["steps"] / (a["seconds"] / a["steps"]) for a, b in pairs.values()])
@@ -197,7 +199,7 @@ OTHERS = {
     "drift-predicts": ("Drift predicts what is lost.", "rank correlation of drift and kept below -0.7, all points of "
                        "`sentences` and `facts`", drift_predicts),
     "costs-more": ("A step of SDFT costs about two and a half times one of SFT.",
-                   "plain SDFT, on the same machine, 2 to 3 times", costs_more),
+                   "plain SDFT, on the same processor, 2 to 3 times", costs_more),
 }
 
 

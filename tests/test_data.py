@@ -541,6 +541,7 @@ GRADED = [                        # grader, response, right answers, wrong answe
     ("contains", "a.b (c)", ["so A.B (C)!", "a.b (c)"], ["axb (c)", "a.b c", "a.b (c)d"]),
     ("contains", "été", ["cet E\u0301TÉ-là"], ["étés", "répété", "ete"]),
     ("contains", "он", ["это ОН."], ["слон", "она"]),
+    ("contains", "कल", ["वह कल आया", "कला, कल"], ["कला", "कला है"]),
     # no spaces between words
     ("contains", "東京", ["日本の首都は東京です。"], ["京都", "東"]),
     ("contains", "서울", ["수도는 서울입니다"], ["서 울"]),

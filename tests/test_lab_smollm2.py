@@ -11,7 +11,7 @@ import pytest
 
 import train
 from conftest import ROOT
-from runs import BadInput
+from runs import BadInput, read_json
 from test_chat_train import here  # noqa: F401
 
 sys.path.insert(1, os.path.join(ROOT, "lab"))
@@ -155,10 +155,16 @@ def test_a_sequence_is_told_task_by_task(tiny, monkeypatch):
     assert len(row["said"]) == 4
 
 
-def test_a_run_that_fails_is_named(tiny, monkeypatch):
-    monkeypatch.setattr(smollm2, "EXPERIMENTS", {"sentences": (range(1), {"sdft": "--guard 0.9"})})
-    monkeypatch.setattr(smollm2, "DEMO", ("sdft",))
+def test_a_run_that_fails_is_named_and_the_others_are_made(tiny, monkeypatch):
+    methods = {"sdft": "--guard 0.9", "sft": METHODS["sft"]}
+    monkeypatch.setattr(smollm2, "EXPERIMENTS", {"sentences": (range(1), methods)})
+    os.makedirs("results")
     with pytest.raises(BadInput, match="out/smollm2-runs/sentences/0/sdft: the run ended with an error"):
+        smollm2.evidence("results", ["sentences"], None)
+    assert list(smollm2.read_rows("results")) == [("sentences", 0, "sft")]
+    assert list(read_json("results/smollm2.json")["sentences"]) == ["base", "sft"]
+    monkeypatch.setattr(smollm2, "DEMO", ("sdft",))
+    with pytest.raises(BadInput, match="sentences/0/sdft: the run ended with an error"):
         smollm2.demo()
 
 

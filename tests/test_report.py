@@ -1,5 +1,6 @@
 """The report: intervals by hand and against simulation, what it is made of, and its two forms."""
 import html
+import os
 import re
 from xml.etree import ElementTree
 
@@ -9,7 +10,7 @@ import pytest
 import eval as evaluate
 import report
 from conftest import content_width
-from runs import BadInput, write_json, write_rows
+from runs import BadInput, read_json, write_json, write_rows
 
 NAN = float("nan")
 ABOUT = {"command": "python eval.py --report", "commit": "here", "machine": "this one"}
@@ -41,6 +42,8 @@ def a_run(folder, seed=0, learned=0.9, grades=(1, 1, 0, 1), drift=0.5, answers=T
 def table_of(blocks, heading):
     i = blocks.index(("heading", heading))
     _, head, rows, caption = blocks[i + 1]
+    # the spaces within an interval keep it on a line
+    rows = [[text.replace("\N{NO-BREAK SPACE}", " ") for text in row] for row in rows]
     return {row[0]: dict(zip(head[1:], row[1:])) for row in rows}, caption
 
 
@@ -81,6 +84,11 @@ def test_several_seeds_have_intervals_over_seeds(tmp_path):
     pairs, _ = table_of(found, "More or less than sdft")
     assert pairs["sft"]["learned"] == f"-0.30 [{-0.3 - half:+.2f}, {-0.3 + half:+.2f}]"
     assert len(table_of(found, "The runs")[0]) == 2 and len(found[-1][2]) == 6
+    # what has another rate is no seed of it
+    path = os.path.join(a_run(tmp_path / "3" / "sdft", 3), "result.json")
+    write_json(path, read_json(path) | {"settings": {"seed": 3, "threads": 2, "lr": 1e-5}})
+    with pytest.raises(BadInput, match="sdft of .*0/sdft had another setting of lr, so that they are no seeds"):
+        report.read([str(tmp_path / str(seed)) for seed in (0, 3)])
     # each method by what there is of it
     a_run(tmp_path / "0" / "other")
     found = report.blocks(report.read([str(tmp_path / str(seed)) for seed in range(3)]), ABOUT)

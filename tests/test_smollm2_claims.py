@@ -6,12 +6,13 @@ import smollm2
 import smollm2_claims as real
 
 
-def row(experiment, name, seed, learned=0.9, kept=0.9, drift=0.1, ceiling=0.9, seconds=100.0, machine="m"):
+def row(experiment, name, seed, learned=0.9, kept=0.9, drift=0.1, ceiling=0.9, seconds=100.0, machine="a CPU (m)",
+        bf16=False):
     """A run whose figures go in a straight line from the base's to these."""
     end = {"learned": learned, "kept": kept, "drift": drift, "unseen_phrasing": learned}
     base = {"learned": 0.0, "kept": 1.0, "drift": 0.0, "unseen_phrasing": 0.0}
     return {"experiment": experiment, "name": name, "seed": seed, **end, "ceiling": ceiling, "seconds": seconds,
-            "machine": machine, "steps": 100, "R": [[0.0], [learned]],
+            "machine": machine, "bf16": bf16, "steps": 100, "R": [[0.0], [learned]],
             "curve": [{"step": 0, **base}, {"step": 100, **end}]}
 
 
@@ -102,8 +103,11 @@ def test_templates_drift_and_cost():
     plain = seeds_of("sentences", "sdft plain", seconds=250.0)
     found = real.costs_more(file(*plain, *seeds_of("sentences", "sft", seconds=100.0)))
     assert found[1]["times"]["sdft plain"].tolist() == [2.5] * 3 and found[-1] == "holds"
-    # seconds of two machines are not compared
-    assert real.costs_more(file(*plain, *seeds_of("sentences", "sft", machine="other")))[-1] == "not measured"
+    # seconds of two processors are not compared, nor of products that differ or are not known
+    for other in {"machine": "a CPU (n)"}, {"bf16": True}, {"bf16": None}:
+        assert real.costs_more(file(*plain, *seeds_of("sentences", "sft", **other)))[-1] == "not measured"
+    named = seeds_of("sentences", "sft", machine="a CPU") + seeds_of("sentences", "sdft plain", machine="a CPU")
+    assert real.costs_more(file(*named))[-1] == "not measured"
 
 
 def test_every_rule_is_of_planned_runs_and_every_claim_of_the_small_world_is_answered():
