@@ -159,8 +159,7 @@ def written(value, column, sign="") -> str:
     number, *ends = (f"{x:{sign}.{digits}f}" if x is not None else "" for x in value)
     if not ends[0] or column in ("steps", "seconds"):
         return number
-    # no line ends within an interval
-    return f"{number} [{ends[0]},\N{NO-BREAK SPACE}{ends[1]}]"
+    return f"{number} [{ends[0]}, {ends[1]}]"
 
 
 def most_changed(runs: dict) -> list:
@@ -301,7 +300,7 @@ TABLES = """
 table.report { border-collapse: collapse; font-size: .875rem; } .wide { overflow-x: auto; }
 .report th, .report td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0; min-width: 4.5rem;
   max-width: 22rem; border-bottom: 1px solid var(--line); overflow-wrap: break-word; unicode-bidi: plaintext; }
-figure { margin: 1rem 0; } svg { min-width: 30rem; max-width: 100%; height: auto; }
+.whole { white-space: nowrap; } figure { margin: 1rem 0; } svg { min-width: 30rem; max-width: 100%; height: auto; }
 """
 
 
@@ -310,14 +309,21 @@ def code(text) -> str:
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(pages.escaped(text).split("`")))
 
 
+def cell_of(column, text) -> str:
+    """A cell of a page: a command as code; and no line ends within an interval."""
+    text = pages.escaped(text)
+    if column == "command":
+        return f"<code>{text}</code>"
+    return re.sub(r"\[[\d.+-]+, [\d.+-]+\]$", r'<span class="whole">\g<0></span>', text)
+
+
 def as_html(found) -> str:
     parts = [f"<style>{TABLES}</style>\n<h1>What was found</h1>"]
     for kind, *said in found:
         if kind == "table":
             head, rows, caption = said
             lines = ["".join(f"<th>{pages.escaped(x)}</th>" for x in head),
-                     *("".join(f"<td>{f'<code>{pages.escaped(x)}</code>' if h == 'command' else pages.escaped(x)}</td>"
-                               for h, x in zip(head, row)) for row in rows)]
+                     *("".join(f"<td>{cell_of(h, x)}</td>" for h, x in zip(head, row)) for row in rows)]
             said = "".join(f"<tr>{line}</tr>\n" for line in lines)
             parts.append(f'<figure><div class="wide" tabindex="0"><table class="report">\n{said}</table></div>\n'
                          f"<figcaption>{code(caption)}</figcaption></figure>")
