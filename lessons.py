@@ -64,11 +64,6 @@ def read_lessons(config) -> Lessons:
     if start == out or os.path.commonpath([start, there]) == there:
         raise BadInput(f"--out {config.out}: the new model would be written over the old one (--init); choose another "
                        "folder")
-    for file in (*config.demos, *config.keep, *config.reading, *config.neighbours, *config.open_prompts):
-        folder_of, name = os.path.split(os.path.realpath(file))
-        if folder_of == out and name in OF_A_RUN:
-            raise BadInput(f"--out {config.out}: {file} is among the files that a run writes anew; choose another "
-                           "folder, or give the file another name")
     if not all(weight.isfinite().all() for weight in model.state_dict().values()):
         raise BadInput(f"--init {config.init}: some of its weights are not finite; start from a model before they were")
 
@@ -80,6 +75,11 @@ def read_lessons(config) -> Lessons:
     keep, neighbours, open_prompts = (held_out(read_examples(files, **options, taught=False)) for files in
                                       (config.keep, config.neighbours, config.open_prompts))
     reading = read_examples(config.reading, **options, alone=True)
+    for file in (*config.demos, *config.keep, *config.reading, *config.neighbours, *config.open_prompts):
+        folder_of, name = os.path.split(os.path.realpath(file))
+        if folder_of == out and name in OF_A_RUN:
+            raise BadInput(f"--out {config.out}: {file} is among the files that a run writes anew; choose another "
+                           "folder, or give the file another name")
     tasks = into_tasks(demos, config.holdout, config.seed, config.task_order)
     tokenizer = tokenizer.learn(demos + keep + neighbours, reading + open_prompts)
     check_others(tasks, config, tokenizer, model.config.context)

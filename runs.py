@@ -309,8 +309,9 @@ def remove_run(folder):
     has made."""
     there = [name for name in (*OF_A_RUN, "model") if os.path.lexists(os.path.join(folder, name))]
     begins, line, model = '{"settings": {', "", os.path.join(folder, "model")
-    with contextlib.suppress(OSError), open(os.path.join(folder, "log.jsonl"), errors="replace") as f:
-        line = f.readline()
+    if "log.jsonl" in there:
+        with contextlib.suppress(OSError), open(os.path.join(folder, "log.jsonl"), errors="replace") as f:
+            line = f.readline()
     # a full disk or a kill may have cut the line
     made = "log.jsonl" in there and (line.startswith(begins) or begins.startswith(line))
     if there and not made or "model" in there and not os.path.exists(os.path.join(model, "config.json")):

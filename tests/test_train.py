@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import eval as evaluate
+import lessons as lessons_module
 import penalties
 import pretrain
 import sdft
@@ -565,7 +566,7 @@ def never_read(module, source) -> set:
 
 @pytest.mark.parametrize("module", [train, pretrain, world_module])
 def test_every_field_of_the_config_is_read_and_explained(module):
-    source = inspect.getsource(module)
+    source = inspect.getsource(module) + inspect.getsource(lessons_module) * (module is train)
     assert all(f.metadata["help"] for f in dataclasses.fields(module.Config))
     assert never_read(module, source) == set()
     assert never_read(module, source.replace("config.seed", "0")) == {"seed"}              # that it finds what it seeks
