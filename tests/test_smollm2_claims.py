@@ -51,6 +51,8 @@ def test_one_seed_is_no_verdict_and_neither_are_runs_of_other_seeds():
     ({"learned": 0.80}, {"learned": 0.82}, "does not hold here"),
     # the second way in which it may hold
     ({"learned": 0.80, "kept": 0.95}, {"learned": 0.80, "kept": 0.9}, "holds"),
+    # who has learned little has kept more, which is no merit
+    ({"learned": 0.20, "kept": 0.99}, {"learned": 0.90, "kept": 0.9}, "does not hold here"),
 ])
 def test_a_claim_holds_in_one_way_or_another(mine, other, expected):
     rule = real.RULES["on-policy"]
