@@ -27,10 +27,11 @@ def verdict(margins, directions=()) -> str:
     """What the margins and directions of a claim say of it.
 
     holds: of every margin the whole 95 % interval is at or above 0. holds partly: every margin's mean is, or every
-    direction's whole interval is above 0. not measured: a margin has no interval.
+    direction's whole interval is above 0. not measured: a margin has no interval, or a seed that has not the margin.
     """
+    whole = not any(np.isnan(m).any() for m in margins)
     margins, directions = ([interval(m) for m in figures] for figures in (margins, directions))
-    if np.isnan(margins).any():
+    if not whole or np.isnan(margins).any():
         return "not measured"
     if all(mean - half >= -1e-9 for mean, half in margins):
         return "holds"

@@ -372,6 +372,8 @@ def test_interval():
     ([(-0.1, 0.0)], [(0.0, 0.0)], "does not hold here"),
     ([(0.1, 0.0), (NAN, NAN)], [(1.0, 0.0)], "not measured"),
     ([(0.1, NAN)], [], "not measured"),
+    # of a seed it is not known
+    ([[0.1, 0.1, NAN]], [], "not measured"),
 ])
 def test_verdict(margins, directions, expected):
     assert intervals.verdict(margins, directions) == expected
