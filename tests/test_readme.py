@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -114,3 +115,13 @@ def test_the_findings_are_figures_of_the_lab():
     figures = re.findall(r"\d+\.\d ± \d+\.\d", findings)
     assert len(figures) >= 10
     assert [f for f in figures if f not in blocks] == []
+
+
+def test_a_world_without_neighbours_is_taught_without(tmp_path):
+    """Such as --stream market; make looks when the world is there. Runs of another seed have a folder of their own."""
+    shutil.copy(os.path.join(ROOT, "Makefile"), tmp_path)
+    (tmp_path / "out" / "world").mkdir(parents=True)
+    assert " --neighbours " not in shell(tmp_path, "make -n out/demo/sft").stdout
+    (tmp_path / "out" / "world" / "neighbours.jsonl").touch()
+    assert " --neighbours out/world/neighbours.jsonl --method sft" in shell(tmp_path, "make -n out/demo/sft").stdout
+    assert "--out out/demo-1/sft" in shell(tmp_path, "make -n out/demo-1/sft SEED=1").stdout
