@@ -102,7 +102,8 @@ def check_others(tasks, config, tokenizer, context):
 def check_fits(pool, task, config, tokenizer, context):
     """Raises BadInput where a contrast's other demonstration, from this pool, leaves no room for prompt and answer."""
     try:
-        collate(pool, tokenizer, against=pool)
+        for e in pool:
+            tokenizer.prompt(e.asked, e.shown, tools=e.tools)
     except BadInput as e:
         # such as thoughts of the model's own, which some templates leave out of earlier turns
         raise BadInput(f"--contrast {config.contrast}: what is shown for a contrast in a task ({task.name}): {e}; or "

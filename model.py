@@ -372,9 +372,10 @@ class GPT(nn.Module):
             token = torch.where(alive, token, end)
             response[rows, i], mask[rows, i] = token, alive
             alive = alive & (token != end)
-            if i + 1 == n_new or (i + 1) % look == 0 and not alive.any():
+            left = int(alive.sum()) if (i + 1) % look == 0 else len(rows)
+            if i + 1 == n_new or left == 0:
                 break
-            if (i + 1) % look == 0 and 2 * alive.sum() <= len(alive):
+            if 2 * left <= len(rows):
                 # half of them have ended: the others go on alone
                 rows, length, token = rows[alive], length[alive], token[alive]
                 for j, cache in enumerate(caches):
