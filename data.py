@@ -5,7 +5,7 @@ teacher's, which is the same behind a demonstration; a grader says how right an 
 What cannot be used is refused before anything is trained. Left out: everything that does not fit into memory.
 
 The way of a row: formats.read_conversations, read_examples, into_tasks and a tokenizer's learn (called by
-train.read_lessons), collate (by train.learn), then sdft.sdft_step, on_policy_loss, score. The small world comes as
+lessons.read_lessons), collate (by train.learn), then sdft.sdft_step, on_policy_loss, score. The small world comes as
 files too, from lab/world.py; a chat model's tokenizer is in chat.py.
 """
 import itertools

@@ -233,7 +233,7 @@ def parse(argv=None) -> tuple[train.Config, bool]:
 
 
 def read_lessons(config):
-    """As train.read_lessons, of one task; and the batch is no larger than that. Raises BadInput."""
+    """As lessons.read_lessons, of one task; and the batch is no larger than that. Raises BadInput."""
     config.template = template_of(config.template)
     lessons = train.read_lessons(config)
     if len(lessons.tasks) > 1:
