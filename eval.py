@@ -128,13 +128,15 @@ class Probe:
             self.asked = []
         R = [mean(self.ask(model, f"task {j + 1}", task.test, self.room)[1]) if j < known else float("nan")
              for j, task in enumerate(self.tasks)]
+        # of the base: the first task's
         trained_on = spread(self.tasks[max(learned - 1, 0)].train, self.most)
+        _, learned_by_now, _ = self.ask(model, f"learned {learned}", trained_on, self.room)
         said, right, before = self.ask(model, "keep", self.keep)
         _, beside, beside_before = self.ask(model, "neighbours", self.neighbours)
         spoken, *_ = self.ask(model, "open", self.open_prompts, room=OPEN)
         return {
             "R": R,
-            "learned": accuracy(model, self.tokenizer, trained_on, room=self.room),
+            "learned": mean(learned_by_now),
             "base_accuracy": mean(right),
             "kept": mean(right[before == 1]),
             "open_words": mean([len(text.split()) for text in spoken]),
@@ -148,9 +150,10 @@ class Probe:
         }
 
     def ask(self, model, of, examples, room=0):
-        """Greedy answers, their grades (N,), and the grades (N,) before the first task. Of each `asked` keeps a row:
-        {"of": "task 1", ..., "keep", "neighbours" or "open", "task", "prompt", "right", "said": [before, last],
-        "grade": [before, last]}."""
+        """Greedy answers, their grades (N,), and the grades (N,) when first asked: before the first task, but for
+        what a task is trained on ("learned 1", ...; "learned 0" is the first task's, before it). Of each `asked` keeps
+        a row: {"of": that, "task 1", ..., "keep", "neighbours" or "open", "task", "prompt", "right", "said": [first,
+        last], "grade": [first, last]}."""
         said = answers(model, self.tokenizer, examples, room=room)
         rows = [row for row in self.asked if row["of"] == of]
         if not rows:

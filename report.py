@@ -51,6 +51,7 @@ FIGURES = {
 }
 # which rows of answers.jsonl a figure is the mean grade of
 QUESTIONS = {
+    "learned": lambda row: row["of"].startswith("learned ") and row["of"] != "learned 0",
     "unseen": lambda row: row["of"].startswith("task "),
     "kept": lambda row: row["of"] == "keep" and row["grade"][0] == 1,
     "keep": lambda row: row["of"] == "keep",
@@ -164,7 +165,7 @@ def written(value, column, sign="") -> str:
 
 def most_changed(runs: dict) -> list:
     """Rows of a table, [asked, base, each method], of the questions on whose answers base and methods differ most."""
-    first, *others = (run["answers"] for run in runs.values())
+    first, *others = ([row for row in run["answers"] if not row["of"].startswith("learned ")] for run in runs.values())
     same = [[(row["of"], row["prompt"]) for row in rows] for rows in (first, *others)]
     if not first or any(s != same[0] for s in same):
         return []

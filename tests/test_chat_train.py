@@ -146,16 +146,16 @@ def test_only_what_helps_is_trained_on_where_asked(here, monkeypatch, capsys):
 def test_what_is_left_out_is_neither_replayed_nor_counted_as_learned(here, monkeypatch):
     """And a run that goes on has left out the same."""
     def said(model, tokenizer, examples, shown=False, **options):
-        return [e.response if shown and number(e) % 2 == 0 else "?" for e in examples]
+        return [e.response if shown and number(e.prompt) % 2 == 0 else "?" for e in examples]
 
-    def number(example):
-        return int(re.search(r"\d+", example.prompt)[0])
+    def number(prompt):
+        return int(re.search(r"\d+", prompt)[0])
 
     def watched(examples, *rest):
         taught.extend(examples)
         return collate(examples, *rest)
 
-    taught, asked, collate = [], [], train.collate
+    taught, collate = [], train.collate
     write_rows("more.jsonl", [[("user", f"Hill {i}?"), ("assistant", "It is high.")] for i in range(8)])
     options = ["--helped-only", "--guard", "0", "--penalty", "replay", "--strength", "1"]
     demos = ["capitals.jsonl", "more.jsonl"]
@@ -164,11 +164,10 @@ def test_what_is_left_out_is_neither_replayed_nor_counted_as_learned(here, monke
         patch.setattr("lessons.check_shown", lambda *_: None)
         patch.setattr(train, "collate", watched)
         patch.setattr(penalties, "collate", watched)
-        patch.setattr(evaluate, "accuracy", lambda model, tokenizer, examples, **_: asked.append(examples) or 0.0)
         run(*options, "--out", "a", demos=demos)
-    # before the first task, nothing has been left out; then what is trained on and, of nothing, --reading
-    of_both = [*taught, *(e for examples in asked[2:] for e in examples)]
-    assert taught and asked[2] and all(number(e) % 2 == 0 for e in of_both)
+    # before the first task, nothing has been left out
+    asked = [row["prompt"] for row in map(json.loads, open("a/answers.jsonl")) if row["of"] in ("learned 1", "learned 2")]
+    assert taught and asked and all(number(prompt) % 2 == 0 for prompt in [*(e.prompt for e in taught), *asked])
     with monkeypatch.context() as patch, pytest.raises(SystemError):
         raise_after(patch, 4, SystemError("killed"))
         run(*options, "--out", "b", demos=demos)

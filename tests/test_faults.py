@@ -658,10 +658,10 @@ def test_no_space_left(here, monkeypatch, capsys, program, module, name, call, o
 MOMENTS = {
     "pretraining": (pretrain, torch.nn.functional, "cross_entropy", 8, []),
     "its gates": (pretrain, pretrain, "gates", 1, ["--save-every", "4"]),
-    "before the first task": (train, evaluate, "accuracy", 2, []),
+    "before the first task": (train, evaluate, "accuracy", 1, []),
     "in a task": (train, sdft, "sdft_step", 4, ["--method", "sft", "--penalty", "ewc"]),
     "saving": (train, os, "fsync", 6, ["--shown", "1"]),
-    "evaluating a task": (train, evaluate, "accuracy", 6,
+    "evaluating a task": (train, evaluate, "accuracy", 3,
                           ["--method", "sft", "--penalty", "replay", "--strength", "0.2", "--save-every", "2"]),
     "ending": (train, train, "result_of", 1, ["--penalty", "lwf"])}
 

@@ -30,12 +30,12 @@ def a_run(folder, seed=0, learned=0.9, grades=(1, 1, 0, 1), drift=0.5, answers=T
         "seconds": [1.5, 2.0], "teacher_accuracy": [0.75] * 3, "ceiling": [0.5, 1.0],
         "curve": [{"step": 5, "drift_base": 0.1, "learned": 0.4}], "teacher_curve": [[10, 1.0], [30, 0.5]]} | other
     write_json(str(folder / "result.json"), result)
-    rows = [("task 1", 0), ("task 2", 0), ("keep", 1), ("keep", 0)]
+    rows = [("task 1", 0), ("task 2", 0), ("keep", 1), ("keep", 0), *((f"learned {i}", 0) for i in range(3))]
     if answers:
         write_rows(str(folder / "answers.jsonl"), [
             {"of": of, "task": of, "prompt": f"question {i} {EVIL}", "right": "right",
              "said": ["before", f"now {int(grade)}"], "grade": [before, grade]}
-            for i, ((of, before), grade) in enumerate(zip(rows, grades))])
+            for i, ((of, before), grade) in enumerate(zip(rows, [*grades, 0, learned > 0.5, learned > 0.9]))])
     log = [{"settings": {}}, {"task": 1, "step": 10, "loss": 0.5}, {"task": 2, "step": 20, "loss": 0.25}]
     write_rows(str(folder / "log.jsonl"), log)
     return str(folder)
@@ -54,15 +54,15 @@ def test_one_seed_has_intervals_over_questions_and_pairs_of_them(tmp_path):
     rows, caption = table_of(found, "What was learned, and what it cost")
     assert list(rows) == ["base", "sdft", "sft"] and rows["base"]["ceiling"] == "–" and rows["sft"]["ceiling"] == "0.75"
     assert rows["base"]["learned"] == "0.25" and rows["base"]["kept"] == "1.00" and rows["base"]["drift"] == "0.00"
-    assert rows["sft"] == {"ceiling": "0.75", "learned": "1.00", "unseen": "1.00 [1.00, 1.00]", "forgetting": "0.12",
-                           "kept": "0.00 [0.00, 0.00]", "keep": "0.50 [0.00, 1.00]", "open words": "30",
-                           "drift": "0.50", "steps": "30", "seconds": "4"}
+    assert rows["sft"] == {"ceiling": "0.75", "learned": "1.00 [1.00, 1.00]", "unseen": "1.00 [1.00, 1.00]",
+                           "forgetting": "0.12", "kept": "0.00 [0.00, 0.00]", "keep": "0.50 [0.00, 1.00]",
+                           "open words": "30", "drift": "0.50", "steps": "30", "seconds": "4"}
     assert rows["sdft"]["unseen"] == "0.50 [0.50, 0.50]"      # a question a task: nothing to draw
     for part in ("python eval.py --report", "here", "this one", "abc", "a CPU"):
         assert part in caption
     pairs, _ = table_of(found, "More or less than sdft")
-    assert pairs == {"sft": {"unseen": "+0.50 [+0.50, +0.50]", "kept": "-1.00 [-1.00, -1.00]",
-                             "keep": "-0.50 [-1.00, +0.00]"}}
+    assert pairs == {"sft": {"learned": "+0.50 [+0.50, +0.50]", "unseen": "+0.50 [+0.50, +0.50]",
+                             "kept": "-1.00 [-1.00, -1.00]", "keep": "-0.50 [-1.00, +0.00]"}}
     assert "over the questions" in found[2][1] and "over seeds" not in found[2][1]
     answers, _ = table_of(found, "Answers that changed most")
     assert answers[f"question 0 {EVIL} (right)"] == {"base": "before", "sdft": "now 1", "sft": "now 1"}
