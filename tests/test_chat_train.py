@@ -166,7 +166,8 @@ def test_what_is_left_out_is_neither_replayed_nor_counted_as_learned(here, monke
         patch.setattr(penalties, "collate", watched)
         run(*options, "--out", "a", demos=demos)
     # before the first task, nothing has been left out
-    asked = [row["prompt"] for row in map(json.loads, open("a/answers.jsonl")) if row["of"] in ("learned 1", "learned 2")]
+    asked = [row["prompt"] for row in map(json.loads, open("a/answers.jsonl"))
+             if row["of"] in ("learned 1", "learned 2")]
     assert taught and asked and all(number(prompt) % 2 == 0 for prompt in [*(e.prompt for e in taught), *asked])
     with monkeypatch.context() as patch, pytest.raises(SystemError):
         raise_after(patch, 4, SystemError("killed"))
