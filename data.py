@@ -272,9 +272,9 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
         {"prompt": str, "response": str, and if you like "task": str, "split": "train" | "test", "grader": str,
         "answer": ...}
 
-    Without "task" a line belongs to the task that its file is named after (without the extension): one file is one
-    task, and a task may go on in another file. Telling tasks apart by their content would be a guess. Without
-    "grader" a line is graded by `grader`; "answer" is what that compares, the response where there is none.
+    Without "task" a line belongs to the task that its file is named after, see `task_name`: one file is one task.
+    Telling tasks apart by their content would be a guess. Without "grader" a line is graded by `grader`; "answer" is
+    what that compares, the response where there is none.
 
     Raises BadInput, with a line for each thing, for what cannot be read or trained on: among other things an example
     that takes more than `context` tokens behind its own demonstration, end token included, a prompt with two answers,
@@ -287,7 +287,7 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
     problems, examples = [], []
     reports = [] if reports is None else reports
     for path in paths:
-        for example in read_file(path, grader, problems, reports):
+        for example in read_file(path, {"task": task_name(path, paths), "grader": grader}, problems, reports):
             try:
                 length = tokens_needed(example, tokenizer)
             except BadInput as e:
@@ -318,13 +318,20 @@ def tokens_needed(example, tokenizer) -> int:
     return len(shown) + len(tokenizer.encode(example.response)) + 1
 
 
-def read_file(path: str, grader: str, problems: list, reports: list) -> list[Example]:
-    """The rows of one file, each with its place. Adds to `problems`, and to `reports` what form they have."""
+def task_name(path, paths) -> str:
+    """A file's name without its extension; where others are named alike, behind the folders that tell them apart:
+    law/train.jsonl and tax/train.jsonl are law/train and tax/train."""
+    own, *others = (os.path.splitext(os.path.abspath(p))[0].split(os.sep) for p in (path, *paths))
+    parts = next((n for n in range(1, len(own)) if all(o[-n:] != own[-n:] for o in others if o != own)), len(own))
+    # a name that is not UTF-8 has surrogates, which no file takes
+    return "/".join(own[-parts:]).encode("utf-8", "backslashreplace").decode()
+
+
+def read_file(path: str, default: dict, problems: list, reports: list) -> list[Example]:
+    """The rows of one file, each with its place. default: what holds for a row that does not say it. Adds to
+    `problems`, and to `reports` what form they have."""
     form, read, unused = read_conversations(path, before := [])
     problems += before
-    # a name that is not UTF-8 has surrogates, which no file takes
-    stem = os.path.splitext(os.path.basename(path))[0].encode("utf-8", "backslashreplace").decode()
-    default = {"task": stem, "grader": grader}
     examples = []
     for place, row, conversation in read:
         try:

@@ -352,6 +352,18 @@ def test_tasks_come_in_order_of_first_appearance_over_all_files(tmp_path):
     assert [t.name for t in into_tasks(read([b, a]), 0, 0)] == ["y", "z", "x.y"]
 
 
+def test_files_of_one_name_are_tasks_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = ["law/a/train.jsonl", "tax/a/train.jsonl", "tax/b/train.jsonl", "b.jsonl"]
+    for i, path in enumerate(paths):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path, line(f"{i} one", "1"), line(f"{i} two", "2"), name=path)
+    names = ["law/a/train", "tax/a/train", "b/train", "b"]
+    assert [t.name for t in into_tasks(read(paths), 0, 0)] == names
+    assert [t.name for t in into_tasks(read([*paths, "./b.jsonl"]), 0, 0)] == names      # one file, named twice
+    assert [t.name for t in into_tasks(read(paths[1:2]), 0, 0)] == ["train"]
+
+
 TEXTS = {"emoji": "👩‍👩‍👧 🌍", "tabs and newlines": "a\tb\r\n c", "right to left": "שלום \u202eعالم",
          "no line end": "a\u2028b\u0085c\x0bd", "NUL": "\0", "long word": "a" * 50, "special token": "<|end|>",
          "accents": "e\u0301é", "quotes": "\"\\/'", "outer space": "  a "}
