@@ -238,8 +238,8 @@ def template_of(said: str) -> str:
 class ChatTokenizer:
     """The tokenizer of a folder, with the same methods as data.WordTokenizer; prompts are conversations.
 
-    n_vocab: largest id + 1 (a model may have more rows). end: id of the token that the chat template writes behind an
-    answer. header, footer: ids in front of the user's text and behind it, up to the answer, in a conversation of one
+    n_vocab: largest id + 1 (a model may have more rows). end: id of the token that the chat template writes after an
+    answer. header, footer: ids before the user's text and after it, up to the answer, in a conversation of one
     message. BadInput for a folder, a chat template or a template for the teacher that cannot be used.
     """
 
@@ -309,7 +309,7 @@ class ChatTokenizer:
         """Ids up to where the answer begins.
 
         asked: a user's message, or the messages [{"role": str, "content": str, ...}] of a conversation, of which a
-        user or a tool had the last. demonstrations: (asked, said) each; behind them stand the ids of the teacher's
+        user or a tool had the last. demonstrations: (asked, said) each; after them stand the ids of the teacher's
         prompt, the same conversation with another last user message, or with earlier turns. tools: of the chat
         template, JSON schemas. BadInput: see `check`, for messages that no answer can follow, and for a template that
         leaves out demonstrations, tools or calls.

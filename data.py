@@ -1,27 +1,26 @@
 """Data: examples, the tokenizer, the two prompts, graders, files of demonstrations, batches.
 
 Everything is text. A row of a file becomes an `Example`; a tokenizer makes the student's prompt of it and the
-teacher's, which is the same behind a demonstration; a grader says how right an answer is; `collate` makes tensors.
+teacher's, which is the same after a demonstration; a grader says how right an answer is; `collate` makes tensors.
 What cannot be used is refused before anything is trained. Left out: everything that does not fit into memory.
 
 The way of a row: formats.read_conversations, read_examples, into_tasks and a tokenizer's learn (called by
 lessons.read_lessons), collate (by train.learn), then sdft.sdft_step, on_policy_loss, score. The small world comes as
 files too, from lab/world.py; a chat model's tokenizer is in chat.py.
 """
-import itertools
+import dataclasses
 import json
 import os
 import random
 import re
 import unicodedata
-from collections import Counter
 from dataclasses import dataclass, field, fields
 
 import tiktoken
 import torch
 
 from formats import read_conversations, report
-from runs import BadInput, quoted
+from runs import BadInput, first_ten, quoted
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A tokenizer: made once, and handed on to whoever needs it. The small GPT's is made from a list of words.
@@ -51,7 +50,7 @@ class WordTokenizer:
         self.encoding = tiktoken.Encoding("minsdft", pat_str=pieces, mergeable_ranks=ranks, special_tokens=special)
         self.n_vocab = self.encoding.n_vocab
         self.ask, self.answer, self.demo, self.end = (special[token] for token in SPECIAL)
-        # what stands before a prompt's text and behind it
+        # what stands before a prompt's text and after it
         self.header, self.footer = [self.ask], [self.answer]
 
     def encode(self, text: str) -> list[int]:
@@ -66,7 +65,7 @@ class WordTokenizer:
         return self.show(ids).removeprefix(" ")
 
     def show(self, ids) -> str:
-        """Text of any ids, special tokens spelled out; rows of the model behind the vocabulary are left out."""
+        """Text of any ids, special tokens spelled out; rows of the model past the vocabulary are left out."""
         return self.encoding.decode([i for i in ids if i < self.n_vocab])
 
     def prompt(self, text: str, *demonstrations: tuple[str, str], tools=None) -> list[int]:
@@ -253,8 +252,6 @@ def grade(example: Example, text: str) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: rows of any form of formats.py. Of those that cannot be used the first ten are told, with place and remedy.
 
-MOST_TOLD = 10
-
 
 @dataclass
 class Task:
@@ -277,12 +274,12 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
     what that compares, the response where there is none.
 
     Raises BadInput, with a line for each thing, for what cannot be read or trained on: among other things an example
-    that takes more than `context` tokens behind its own demonstration, end token included, a prompt with two answers,
+    that takes more than `context` tokens after its own demonstration, end token included, a prompt with two answers,
     and a task of fewer than two examples. A prompt that comes again with the same answer is left out, lest --holdout
     draw it into both parts; where a task says itself what is held out ("split"), it may repeat itself, but a prompt
-    is in one part alone. alone: each line stands for itself, as what is asked behind its own demonstration does, and
-    nothing is compared. reports: gets a line for each file, on its form and what of it is not used, and one on what is
-    left out. taught: False of what is only measured, of which one example is a task, too.
+    is in one part alone. alone: rows are independent (--reading); repetitions and contradictions are not looked for.
+    reports: gets a line for each file, on its form and what of it is not used, and one on what is left out. taught:
+    False of files that are only measured, where one example is enough.
     """
     problems, examples = [], []
     reports = [] if reports is None else reports
@@ -307,19 +304,18 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
             reports.append(f"not used: {len(left_out)} of {len(read)} rows, whose prompts came before with the same "
                            f"answer (the first is {left_out[0].place})")
     if problems:
-        more = f"... and {len(problems) - MOST_TOLD} more things like these; mend them as well"
-        raise BadInput(*problems[:MOST_TOLD], *[more] * (len(problems) > MOST_TOLD))
+        raise BadInput(*first_ten(problems, "more things like these; mend them as well"))
     return examples
 
 
 def tokens_needed(example, tokenizer) -> int:
-    """Of the prompt behind its own demonstration, and the answer with its end token."""
+    """Of the prompt after its own demonstration, and the answer with its end token."""
     shown = tokenizer.prompt(example.asked, example.shown, tools=example.tools)
     return len(shown) + len(tokenizer.encode(example.response)) + 1
 
 
 def task_name(path, paths) -> str:
-    """A file's name without its extension; where others are named alike, behind the folders that tell them apart:
+    """A file's name without its extension; where others are named alike, after the folders that tell them apart:
     law/train.jsonl and tax/train.jsonl are law/train and tax/train."""
     own, *others = (os.path.splitext(os.path.abspath(p))[0].split(os.sep) for p in (path, *paths))
     parts = next((n for n in range(1, len(own)) if all(o[-n:] != own[-n:] for o in others if o != own)), len(own))
@@ -417,8 +413,8 @@ def check_tasks(read, kept, problems):
 
 
 def into_tasks(examples, holdout: float, seed: int, order: str = "") -> list[Task]:
-    """The examples by task, in order of first appearance or in that of the names in `order`, comma-separated. What no
-    line holds out, a draw does: the share `holdout`, rounded, of each task; one or more stay and one or more move.
+    """The examples by task, in order of first appearance or in that of the names in `order`, comma-separated. Where no
+    row has "split", a random share `holdout` of each task is held out, rounded: at least one row, and never all.
 
     The draw depends on `seed` and on the task's name alone, not on the other tasks. With share 0 nothing is held out
     and `test` is `train` itself, so that something is measured: then accuracy tells what was learned by heart. Raises
@@ -457,21 +453,30 @@ def held_out(examples) -> list[Example]:
     return found
 
 
-def check_shown(tasks, k, tokenizer, context, room=0):
-    """Raises BadInput where a task has not k demonstrations of other prompts for each of its prompts, or where they, a
-    prompt and an answer, for which there must be `room`, may take more than `context` tokens."""
-    for task in tasks if k else []:
-        prompts = Counter(e.prompt for e in task.train)
-        if len(task.train) - max(prompts.values()) < k:
-            raise BadInput(f"--shown {k}: the {len(task.train)} demonstrations of a task ({task.name}) have only "
-                           f"{len(prompts)} different prompts; show fewer, or add some")
-        longest = sorted(task.train, key=lambda e: -len(tokenizer.encode(f"{e.prompt} {e.shown[1]}")))
-        others = [list(itertools.islice((d for d in longest if d.prompt != e.prompt), k)) for e in task.train]
-        batch = collate(task.train, tokenizer, others)
-        needed = batch.demo_prompt.shape[1] + max(batch.room, room)
-        if needed > context:
-            raise BadInput(f"--shown {k}: with the {k} longest demonstrations of a task ({task.name}) a prompt and its "
-                           f"answer take {needed} tokens, more than {context}; show fewer, or shorten them")
+# ---------------------------------------------------------------------------------------------------------------------
+# Of a task's demonstrations.
+
+
+def others(example, train, k, rng) -> list:
+    """k demonstrations of the same task, of other prompts."""
+    return rng.sample([e for e in train if e.prompt != example.prompt], k)
+
+
+def another(example, train, rng):
+    """A demonstration of the same task that says something else."""
+    return rng.choice([e for e in train if e.shown[1] != example.shown[1]])
+
+
+def in_own_words(train, said) -> list:
+    """The demonstrations, but what is shown of each is what the model itself has said to its prompt."""
+    return [dataclasses.replace(e, demo=text) for e, text in zip(train, said)]
+
+
+def leave_out(task, numbers):
+    """These demonstrations of a task are not trained on, and neither replayed nor counted as learned."""
+    numbers = set(numbers)
+    # a new list: without a holdout the old one is what is tested, too
+    task.train = [e for i, e in enumerate(task.train) if i not in numbers]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -482,9 +487,9 @@ def check_shown(tasks, k, tokenizer, context, room=0):
 class Batch:
     """B examples as tensors: what the student sees, what the teacher sees, and what the expert said.
 
-    prompt (B, P), length (B,): the bare prompts. demo_prompt (B, Q), demo_length (B,): the same behind their
+    prompt (B, P), length (B,): the bare prompts. demo_prompt (B, Q), demo_length (B,): the same after their
     demonstration. response (B, R), response_mask (B, R): the demonstrations up to and including the end token, the
-    targets of SFT. other_prompt (B, O), other_length (B,), for a contrast: the same behind another one's response.
+    targets of SFT. other_prompt (B, O), other_length (B,), for a contrast: the same after another one's response.
     """
 
     prompt: torch.Tensor
@@ -514,20 +519,20 @@ def pad(rows: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]
 
 def collate(examples: list[Example], tokenizer, shown: list[list[Example]] | None = None,
             against: list[Example] | None = None) -> Batch:
-    """The batch of some examples, for the teacher each behind its own demonstration, or behind those of `shown`.
+    """The batch of some examples, for the teacher each after its own demonstration, or after those of `shown`.
 
     against: for a contrast, of each example another one, whose response takes the place of its own.
     """
     shown = [[e] for e in examples] if shown is None else shown
     end = tokenizer.end
     bare = [tokenizer.prompt(e.asked, tools=e.tools) for e in examples]
-    behind = [tokenizer.prompt(e.asked, *(d.shown for d in ds), tools=e.tools) for e, ds in zip(examples, shown)]
+    after = [tokenizer.prompt(e.asked, *(d.shown for d in ds), tools=e.tools) for e, ds in zip(examples, shown)]
     responses = [[*tokenizer.encode(e.response), end] for e in examples]
     response, n = pad(responses, end)
     mask = torch.arange(response.shape[1]) < n[:, None]
     # a little more than the longest demonstrated answer
     room = max(tokenizer.least, response.shape[1] + 2)
-    batch = Batch(*pad(bare, end), *pad(behind, end), response, mask, room=room)
+    batch = Batch(*pad(bare, end), *pad(after, end), response, mask, room=room)
     if against is not None:
         others = [tokenizer.prompt(e.asked, (e.asked, other.shown[1]), tools=e.tools)
                   for e, other in zip(examples, against)]

@@ -375,9 +375,6 @@ def distill_loss(student_logits, teacher_logits, mask, divergence="forward", bet
     return torch.where(mask, loss, 0).sum() / denominator
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The same loss from hidden states: the head's product and the divergence, a chunk of tokens at a time.
-
 def contrasted(contrast, shown, bare=None, other=None):
     """The teacher's logits (..., V) with less of what its template alone says, in fp32; `shown` itself at contrast 0.
 
@@ -389,6 +386,9 @@ def contrasted(contrast, shown, bare=None, other=None):
     bracket = bare.float().log_softmax(-1) - other.float().log_softmax(-1)
     return shown.float() + contrast * bracket.clamp(-3, 3)
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same loss from hidden states: the head's product and the divergence, a chunk of tokens at a time.
 
 def matmul_fp32(a, b):
     """a @ b in fp32 out of bf16 factors. Logits in bf16 would cost most of the gradient where the models are close."""
@@ -453,7 +453,7 @@ linear_divergence_op.register_autograd(scale_gradients, setup_context=save_gradi
 
 
 def linear_distill_loss(student_hidden, student_head, teacher_hidden, teacher_head, mask, divergence="forward",
-                        beta=0.5, chunk=256, denominator=None, contrast=0.0, bare=None, other=None):
+                        beta=0.5, denominator=None, contrast=0.0, bare=None, other=None, chunk=256):
     """distill_loss(student_hidden @ student_head.T, teacher_hidden @ teacher_head.T, mask), the logits never whole.
 
     Hidden states (..., D) and heads (V, D) of any float type, mask (...) of bools or numbers -> scalar in fp32 (float64
@@ -461,7 +461,7 @@ def linear_distill_loss(student_hidden, student_head, teacher_hidden, teacher_he
     where the factors are bf16. The gradients are made in the forward pass, while a chunk's logits exist; backward only
     scales them. Differentiable once, in the student's two; tokens masked out are skipped. Options out of range raise
     ValueError, a second derivative raises RuntimeError. contrast: as in `contrasted`, which needs the teacher's hidden
-    states behind the bare prompt and behind another demonstration.
+    states after the bare prompt and after another demonstration.
     """
     check_options(divergence, beta, 1.0)
     mask = mask.flatten().bool()

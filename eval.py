@@ -5,10 +5,9 @@
     python eval.py --ask out/demo/sdft "tanu: c a d b"              what a trained model answers
     python eval.py --show out/demo/sdft --html page.html            what student and teacher see, say and believe
 
-R[i, j] is the accuracy on task j after training on task i; row 0 is the base model. All figures are fractions.
+R[i][j] is the accuracy on task j (from 0) after the first i tasks; row 0 is the base model. All figures are fractions.
 """
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -20,8 +19,8 @@ import pages
 import report
 import sdft
 from chat import OFFICIAL, ChatTokenizer, about, template_of
-from data import VOICED, WordTokenizer, collate, grade, in_own_voice, into_tasks, read_examples
-from divergence import contrasted, token_divergence
+from data import VOICED, WordTokenizer, collate, grade, in_own_voice, in_own_words, into_tasks, read_examples
+from divergence import contrasted, linear_distill_loss, token_divergence
 from model import GPT, bf16_copy
 from runs import BadInput, ends_in_one_line, provenance, read_json, replacing, write_json
 
@@ -33,7 +32,7 @@ AT_ONCE = 2**16                   # tokens of prompts and answers, and so places
 
 
 def answers(model, tokenizer, examples, shown=False, batch=256, room=0) -> list[str]:
-    """Greedy answers to the bare prompts, or to the prompts behind their demonstrations (shown: True, or of each prompt
+    """Greedy answers to the bare prompts, or to the prompts after their demonstrations (shown: True, or of each prompt
     a list of others). An answer may have Batch.room tokens, or `room` where that is more; as many are asked at once as
     have, with their answers, at most AT_ONCE tokens."""
     said = []
@@ -96,14 +95,14 @@ class Drift:
             return float("nan")
         hidden, head = self.score(model), model.head.weight
         base = self.hidden.to(hidden.device), self.head.to(hidden.device)
-        return sdft.linear_distill_loss(hidden, head, *base, torch.ones_like(hidden[:, 0])).item()
+        return linear_distill_loss(hidden, head, *base, torch.ones_like(hidden[:, 0])).item()
 
 
 class Probe:
     """What is measured before the first task and after each; NaN where there is nothing to measure.
 
     tasks: what is taught, in this order. keep: examples of what the model should still know, by their task. reading:
-    what it is asked behind a demonstration. neighbours: of facts that a task changes. open_prompts: without a right
+    what it is asked after a demonstration. neighbours: of facts that a task changes. open_prompts: without a right
     answer; the words of the answers are counted. Of what a task is trained on at most `most` are asked. room: tokens
     that an answer to a task may have, as in `answers`. base: the model before its first task. bf16: answers are those
     of a copy in bf16; drift is that of the model itself.
@@ -385,9 +384,10 @@ def ask(path, prompt) -> str:
     return tokenizer.decode(response[0].tolist())
 
 
-def both_prompts(task, tokenizer) -> str:
-    """What student and teacher see of the first demonstration of a task."""
-    b = collate(task.train[:1], tokenizer)
+def both_prompts(task, tokenizer, k=0) -> str:
+    """What student and teacher see of the first demonstration of a task; k: of others, shown in its place."""
+    first = task.train[0]
+    b = collate([first], tokenizer, [following(first, task.train)[:k]] if k else None)
     return (f"the student sees   {tokenizer.show(b.prompt[0].tolist())}\n"
             f"the teacher sees   {tokenizer.show(b.demo_prompt[0].tolist())}")
 
@@ -418,7 +418,7 @@ def looks(path, files=(), rows=1) -> list[dict]:
     model, tokenizer, _ = load_model(path, template_of(settings.get("template", "")))
     files = files or settings.get("demos")
     if not files:
-        raise BadInput(f"{path}: of this model it is not known what it was taught; name a file behind it")
+        raise BadInput(f"{path}: of this model it is not known what it was taught; name a file too")
     models = [("as it is", path, model)]
     if init := settings.get("init"):
         if not model_folder(init):
@@ -440,7 +440,7 @@ def looks(path, files=(), rows=1) -> list[dict]:
         if contrast and own:
             # as before the first task: what the model itself says to another prompt
             said = answers(models[0][2], tokenizer, against, room=settings.get("max_new_tokens", 0))
-            against = [dataclasses.replace(o, demo=text) for o, text in zip(against, said)]
+            against = in_own_words(against, said)
         b = collate(examples, tokenizer, shown, against)
         room = max(settings.get("max_new_tokens", 0), b.room)
         spoken = [m.generate(b.prompt, b.length, room, tokenizer.end, temperature=0) for _, _, m in models]
@@ -470,18 +470,18 @@ def following(example, train) -> list:
 
 def both_seen(b, i, tokenizer) -> tuple[str, tuple]:
     """What the student sees of a row, and what the teacher sees, in three parts: the second is what they differ by."""
-    bare, behind = b.prompt[i, : b.length[i]].tolist(), b.demo_prompt[i, : b.demo_length[i]].tolist()
-    same = len(os.path.commonprefix([bare, behind]))
-    last = len(os.path.commonprefix([bare[same:][::-1], behind[same:][::-1]]))
-    cut = len(behind) - last
-    return tokenizer.show(bare), tuple(map(tokenizer.show, (behind[:same], behind[same:cut], behind[cut:])))
+    bare, shown = b.prompt[i, : b.length[i]].tolist(), b.demo_prompt[i, : b.demo_length[i]].tolist()
+    same = len(os.path.commonprefix([bare, shown]))
+    last = len(os.path.commonprefix([bare[same:][::-1], shown[same:][::-1]]))
+    cut = len(shown) - last
+    return tokenizer.show(bare), tuple(map(tokenizer.show, (shown[:same], shown[same:cut], shown[cut:])))
 
 
 @torch.no_grad()
 def look(model, tokenizer, b, i, response, contrast) -> list[dict]:
     """What is believed at each token of an answer (R,) to the i-th row of a batch: {"word", "kl": KL(teacher ‖
     student) in nats, "chances": [student's, teacher's] of the token, "beliefs": of each [(word, chance)] * 5}. With a
-    contrast the target stands in the teacher's place, and the teachers that it is made of behind it."""
+    contrast the target stands in the teacher's place, and the teachers that it is made of after it."""
     seen = [(b.prompt, b.length), (b.demo_prompt, b.demo_length)]
     if contrast:
         seen.append((b.other_prompt, b.other_length))

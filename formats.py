@@ -249,12 +249,9 @@ def message_of(given: dict, name: str) -> dict:
     more = {k: v for k, v in given.items() if k not in ("role", "from", "content", "value") and v is not None}
     if isinstance(content, list) and content:
         content = joined_parts(content, f"{name}.{content_key}")
-    if "tool_calls" in more and not more["tool_calls"]:
-        del more["tool_calls"]
-    if "tool_calls" in more:
-        more["tool_calls"] = [call_of(call) for call in objects(more["tool_calls"], f"{name}.tool_calls",
-                                                                wanted="a list of calls")]
-    if "tool_calls" not in more or content:
+    if calls := more.pop("tool_calls", None):
+        more["tool_calls"] = list(map(call_of, objects(calls, f"{name}.tool_calls", wanted="a list of calls")))
+    if not calls or content:
         sound(content, f"{name}.{content_key}")
     if role in ("system", "user", "human"):
         no_marker(ALPACA_HEADING, content or "", f"{name}.{content_key}")
@@ -340,7 +337,7 @@ def of_list(key: str) -> Callable:
                            "the demonstration as the last one")
         last = spoken[-1]
         if behind := messages[last + 1:]:
-            raise BadInput(f'"{key}[{last + 1}]", {quoted(behind[0]["content"])}, stands behind the last assistant '
+            raise BadInput(f'"{key}[{last + 1}]", {quoted(behind[0]["content"])}, stands after the last assistant '
                            "message; delete it, or add an answer")
         shown = sound(row["privileged_context"], "privileged_context") if "privileged_context" in row else None
         return conversation(row, messages[:last], demonstration(messages[last], f"{key}[{last}]"), shown,
@@ -465,16 +462,11 @@ def read_conversations(path: str, problems: list) -> tuple[Form | None, list[tup
                     raise BadInput(f"the form is {form.name}, but {first.name} at {there}; put each form into a file "
                                    "of its own")
             read.append((place, row, conversation_of(row, form)))
-            unused |= dict.fromkeys(not_used(row, form))
+            unused |= dict.fromkeys(key for key in row if key not in form.needs + form.uses + OF_ALL)
         except BadInput as e:
             problems.append(f"{place}: {e}")
     form = next(iter(seen.values()))[0] if seen else None
     return form, read, list(unused)
-
-
-def not_used(row: dict, form: Form) -> list[str]:
-    """The fields of a row that its form does not know."""
-    return [key for key in row if key not in form.needs + form.uses + OF_ALL]
 
 
 def report(path: str, form: Form, read: list, unused: list[str]) -> str:

@@ -3,15 +3,16 @@
 `read_lessons` refuses what cannot be used before anything is trained or written. Left out: how files are read (data.py,
 formats.py), and how a model is (model.py, chat.py).
 """
-import dataclasses
 import hashlib
+import itertools
 import os
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 
 from chat import ChatTokenizer, template_of
-from data import WordTokenizer, check_shown, collate, held_out, into_tasks, read_examples
+from data import WordTokenizer, collate, held_out, into_tasks, read_examples
 from eval import both_prompts, is_chat, load_model, model_folder
 from model import GPT
 from runs import OF_A_RUN, BadInput
@@ -99,44 +100,35 @@ def check_others(tasks, config, tokenizer, context):
             check_fits(task.train, task, config, tokenizer, context)
 
 
+def check_shown(tasks, k, tokenizer, context, room=0):
+    """Raises BadInput where a task has not k demonstrations of other prompts for each of its prompts, or where they, a
+    prompt and an answer, for which there must be `room`, may take more than `context` tokens."""
+    for task in tasks if k else []:
+        prompts = Counter(e.prompt for e in task.train)
+        if len(task.train) - max(prompts.values()) < k:
+            raise BadInput(f"--shown {k}: the {len(task.train)} demonstrations of a task ({task.name}) have only "
+                           f"{len(prompts)} different prompts; show fewer, or add some")
+        longest = sorted(task.train, key=lambda e: -len(tokenizer.encode(f"{e.prompt} {e.shown[1]}")))
+        shown = [list(itertools.islice((d for d in longest if d.prompt != e.prompt), k)) for e in task.train]
+        batch = collate(task.train, tokenizer, shown)
+        needed = batch.demo_prompt.shape[1] + max(batch.room, room)
+        if needed > context:
+            raise BadInput(f"--shown {k}: with the {k} longest demonstrations of a task ({task.name}) a prompt and its "
+                           f"answer take {needed} tokens, more than {context}; show fewer, or shorten them")
+
+
 def check_fits(pool, task, config, tokenizer, context):
     """Raises BadInput where a contrast's other demonstration, from this pool, leaves no room for prompt and answer."""
     try:
         for e in pool:
             tokenizer.prompt(e.asked, e.shown, tools=e.tools)
-    except BadInput as e:
+    except BadInput as found:
         # such as thoughts of the model's own, which some templates leave out of earlier turns
-        raise BadInput(f"--contrast {config.contrast}: what is shown for a contrast in a task ({task.name}): {e}; or "
-                       "choose another --template, or --against row")
+        raise BadInput(f"--contrast {config.contrast}: what is shown for a contrast in a task ({task.name}): {found}; "
+                       "or choose another --template, or --against row")
     longest = max(pool, key=lambda e: len(tokenizer.encode(e.shown[1])))
     batch = collate(task.train, tokenizer, against=[longest] * len(task.train))
     if (needed := batch.other_prompt.shape[1] + max(batch.room, config.max_new_tokens)) > context:
         raise BadInput(f"--contrast {config.contrast}: with the longest that is shown for a contrast in a task "
                        f"({task.name}, {longest.place}) a prompt and its answer take {needed} tokens, more than "
                        f"{context}; shorten the demonstrations, or leave it out")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Of a task's demonstrations.
-
-
-def others(example, train, k, rng) -> list:
-    """k demonstrations of the same task, of other prompts."""
-    return rng.sample([e for e in train if e.prompt != example.prompt], k)
-
-
-def leave_out(task, numbers):
-    """These demonstrations of a task are not trained on, and neither replayed nor counted as learned."""
-    numbers = set(numbers)
-    # a new list: without a holdout the old one is what is tested, too
-    task.train = [e for i, e in enumerate(task.train) if i not in numbers]
-
-
-def another(example, train, rng):
-    """A demonstration of the same task that says something else."""
-    return rng.choice([e for e in train if e.shown[1] != example.shown[1]])
-
-
-def in_own_words(train, said) -> list:
-    """The demonstrations, but what is shown of each is what the model itself has said to its prompt."""
-    return [dataclasses.replace(e, demo=text) for e, text in zip(train, said)]

@@ -120,7 +120,7 @@ def packed_attention(q, k, v, place, source):
 
 
 def packing(tokens, at):
-    """The N of the tokens (B, T) that must be read: what all rows begin with once, and of each row nothing behind the
+    """The N of the tokens (B, T) that must be read: what all rows begin with once, and of each row nothing after the
     last position in `at` (B, R). On a CPU; a GPU would have to be waited for.
 
     Returns place (B, T), where a row's tokens stand among the N, and source (N,), where these stand among the B T; of

@@ -9,19 +9,17 @@ import random
 import torch
 
 import sdft
-from chat import ChatTokenizer
 from data import collate, pad
+from divergence import linear_distill_loss
 from model import frozen_copy
 from runs import BadInput
 
 DREAMS = 512                      # that self-replay begins before each task; those that end are its prompts
 FISHER = 256                      # answers from which EWC estimates the Fisher information of a task
-LONGEST = 16                      # tokens of a dreamt prompt, and of the answer to it
-OF_CHAT = (512, 32)               # DREAMS and LONGEST of a chat model, whose sentences are longer
 
 
 class Penalty:
-    """None at all, and what all have in common.
+    """No penalty, and the interface of all others.
 
     strength: weight of the penalty. tasks: what is taught. sample: generates, and counts. scale (V,): how far each row
     of the embedding moves, as a share of the full rate. rng: draws examples. `state`: what a checkpoint must keep.
@@ -33,11 +31,6 @@ class Penalty:
         self.strength, self.batch_size, self.tasks, self.tokenizer = strength, batch_size, tasks, tokenizer
         self.sample, self.scale, self.rng = sample, scale, rng
         self.previous, self.memory, self.task = None, None, 0
-
-    @property
-    def dreams(self):
-        """How many, and how long each may be, in tokens."""
-        return OF_CHAT if isinstance(self.tokenizer, ChatTokenizer) else (DREAMS, LONGEST)
 
     def begin(self, student, task):
         """A task begins, the `task`-th from 0. What compares with the student of now keeps what it needs of it."""
@@ -51,7 +44,7 @@ class Penalty:
         """What is added to the loss of this step: a function of the student, or None."""
 
     def pull_back(self, optimizer, *_):
-        """Called behind each step of the optimiser."""
+        """Called after each step of the optimiser."""
 
     def state(self) -> dict:
         return {"previous": self.previous and self.previous.state_dict(), "memory": self.memory}
@@ -98,7 +91,7 @@ class SelfReplay(Penalty):
 
     def begin(self, student, task):
         super().begin(student, task)
-        dreams = dream(student, self.tokenizer, self.sample, *self.dreams)
+        dreams = dream(student, self.tokenizer, self.sample, DREAMS, self.tokenizer.least)
         with torch.no_grad():
             hidden = [sdft.score(student, *part, return_hidden=True)
                       for part in zip(*(t.split(self.batch_size) for t in dreams))]
@@ -173,12 +166,13 @@ class EWC(L2):
     def begin(self, student, task):
         super().begin(student, task)
         if task == 0:
-            prompt, length = (t[:FISHER] for t in dream(student, self.tokenizer, self.sample, *self.dreams)[:2])
+            dreams = dream(student, self.tokenizer, self.sample, DREAMS, self.tokenizer.least)
+            prompt, length = (t[:FISHER] for t in dreams[:2])
         else:
             batch = collate(self.tasks[task - 1].train[:FISHER], self.tokenizer).to(student.head.weight.device)
             prompt, length = batch.prompt, batch.length
         # of the copy: the student's embedding scales its gradients for the optimiser
-        new = fisher(self.previous.requires_grad_(), prompt, length, self.sample)
+        new = fisher(self.previous.requires_grad_(), prompt, length, self.sample, self.tokenizer.least)
         self.previous.requires_grad_(False)
         self.memory = [old + f for old, f in zip(self.memory, new)] if self.memory else new
 
@@ -189,12 +183,12 @@ PENALTIES = {"none": Penalty, "replay": Replay, "self-replay": SelfReplay, "lwf"
 def follow(student, prompt, length, response, mask, old_hidden, old_head):
     """KL(old ‖ student) along answers of an old model, of which the hidden states (B, R, D) and the head are known."""
     hidden = sdft.score(student, prompt, length, response, mask, return_hidden=True)
-    return sdft.linear_distill_loss(hidden, student.head.weight, old_hidden, old_head.weight, mask)
+    return linear_distill_loss(hidden, student.head.weight, old_hidden, old_head.weight, mask)
 
 
 def dream(model, tokenizer, sample, n, longest):
     """The model writes n prompts of its own past and answers them, each of at most `longest` tokens. A dreamt prompt is
-    what it writes between the tokens that stand before a prompt's text and those behind it. Returns prompt (n', P),
+    what it writes between the tokens that stand before a prompt's text and those after it. Returns prompt (n', P),
     length (n',), response and mask (n', R), n' <= n: what did not become a prompt is dropped.
     """
     header, (stop, *footer) = tokenizer.header, tokenizer.footer
@@ -210,11 +204,11 @@ def dream(model, tokenizer, sample, n, longest):
     return prompt, length, *sample(model, prompt, length, longest)
 
 
-def fisher(model, prompt, length, sample) -> list:
+def fisher(model, prompt, length, sample, longest) -> list:
     """Diagonal of the Fisher information, a tensor for each parameter: the mean square of one answer's gradient, the
-    answer sampled from the model itself (Kunstner et al. 2019: with labels of the data it would be another
-    matrix)."""
-    response, mask = sample(model, prompt, length, LONGEST)
+    answer, of at most `longest` tokens, sampled from the model itself (Kunstner et al. 2019: with labels of the data it
+    would be another matrix)."""
+    response, mask = sample(model, prompt, length, longest)
     information = [torch.zeros_like(p) for p in model.parameters()]
     for i in range(len(prompt)):
         row = slice(i, i + 1)

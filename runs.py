@@ -1,7 +1,7 @@
 """One run, one folder: its options, checkpoints, log and lock, where its figures come from, and the errors a user sees.
 
-Knows nothing of what is run: the command lines of train.py, lab/pretrain.py and lab/world.py are made here from their
-dataclasses, and every file that a run leaves is written here, whole or not at all. Left out: more than one machine.
+The command lines of train.py, lab/pretrain.py and lab/world.py are made here from their dataclasses, and checkpoints,
+JSON and logs are written here, the first two whole or not at all. Left out: more than one machine.
 """
 import argparse
 import contextlib
@@ -38,6 +38,11 @@ class BadInput(ValueError):
 
     def __str__(self):
         return "\n".join(self.args)
+
+
+def first_ten(lines, more) -> list[str]:
+    """Ten lines of many, and how many are left out: "... and 3 <more>"."""
+    return [*lines[:10], *[f"... and {len(lines) - 10} {more}"] * (len(lines) > 10)]
 
 
 def quoted(value) -> str:
@@ -83,7 +88,7 @@ def ends_in_one_line(out="", go_on=""):
         fail("the model or its batch does not fit into memory; take a smaller model, or a smaller batch")
     except KeyboardInterrupt:
         saved = out and os.path.exists(os.path.join(out, "checkpoint.pt"))
-        # behind the ^C of the terminal
+        # after the ^C of the terminal
         print(file=sys.stderr)
         fail("interrupted; " + (f"go on with: {go_on}" if saved else "nothing was saved yet"))
 
@@ -98,7 +103,7 @@ MANY = 10**9
 def option(default, about, group=None, choices=None, within=None, only=None, machine=False):
     """A field of a Config. `about` is what --help says of it.
 
-    group: the heading that --help shows above this option and those behind it. within: (least, largest) of a number.
+    group: the heading that --help shows above this option and those after it. within: (least, largest) of a number.
     only: {another option: the values beside which this one means something}. machine: a resumed run may change it.
     """
     rules = {"group": group, "choices": choices, "within": within, "only": only, "machine": machine}
@@ -285,13 +290,13 @@ def write_rows(path, rows):
         f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def save(path, value):
+def save_checkpoint(path, value):
     """A checkpoint: tensors and plain values."""
     with replacing(path, "wb") as f:
         try:
             torch.save(value, f)
         except RuntimeError as e:
-            # torch closes its archive behind a write that failed, and says that alone
+            # torch closes its archive after a write that failed, and says that alone
             raise e.__context__ if isinstance(e.__context__, OSError) else e
         f.flush()
         os.fsync(f.fileno())
@@ -430,7 +435,7 @@ class Log:
         self.renews = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         os.makedirs(folder, exist_ok=True)
         with open(self.path, "ab") as f:
-            # on resume: lines behind the checkpoint are written again
+            # on resume: lines after the checkpoint are written again
             f.truncate(min(at, f.tell()))
         self.start()
         if at == 0:
@@ -472,7 +477,7 @@ class Log:
             self.say(text)
 
     def step(self, record, text, step, steps, due):
-        """A logged step, the run's `step`-th of about `steps`: written with its speed, and shown behind `text`."""
+        """A logged step, the run's `step`-th of about `steps`: written with its speed, and shown after `text`."""
         now = time.perf_counter()
         ms = 1000 * (now - self.last[0]) / max(1, step - self.last[1])
         self.last = now, step

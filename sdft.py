@@ -2,8 +2,8 @@
 
 A model learns from demonstrations, but trains on its own samples: the student answers the bare prompt, the same model
 shown a demonstration scores that answer, and a KL over the vocabulary pulls the student towards its better-informed
-self. `sdft_step` is the method. Models are callables; of this project only the losses of divergence.py are imported, so
-that the two files can be lifted out together.
+self. `sdft_step` is the method. A model is any nn.Module with the forward named there; of this project only the losses
+of divergence.py are imported, so that the two files can be lifted out together.
 
 Differences of this file from the paper (P) and from the official code (C):
  1. The default divergence is KL(teacher ‖ student), as in C; P's equation 1 is KL(student ‖ teacher). JSD is here too.
@@ -48,8 +48,8 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
     micro_batch: rows scored at once; the gradient is that of the whole batch. linear: the loss from hidden states, in
     chunks. loss_fn: takes the place of on_policy_loss below, such as that function compiled.
 
-    Returns {"loss", "penalty", "grad_norm", "sampled" and "tokens" (of the loss)}. A loss or gradient that is not
-    finite raises FloatingPointError before any weight has moved.
+    Returns {"loss", "penalty", "grad_norm", "sampled": tokens sampled, "tokens": these, or at alpha 1 the
+    demonstrations'}. A loss or gradient that is not finite raises FloatingPointError before any weight has moved.
     """
     # 1. The student answers the bare prompts. Samples are data: no gradient flows through them.
     if alpha < 1:
@@ -65,9 +65,9 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
             distilled = loss_fn(student, teacher, batch, rows, response, mask, divergence, beta, linear, contrast)
             loss = (1 - alpha) * distilled
         if alpha > 0:
-            shown = batch.response[rows], batch.response_mask[rows]
-            logits = score(student, batch.prompt[rows], batch.length[rows], *shown)
-            loss = loss + alpha * sft_loss(logits, *shown, denominator=batch.response_mask.sum())
+            demonstrated = batch.response[rows], batch.response_mask[rows]
+            logits = score(student, batch.prompt[rows], batch.length[rows], *demonstrated)
+            loss = loss + alpha * sft_loss(logits, *demonstrated, denominator=batch.response_mask.sum())
         loss.backward()
         total += loss.item()
     if penalty is not None:
@@ -92,47 +92,47 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
 
 def on_policy_loss(student, teacher, batch, rows, response, mask, divergence="forward", beta=0.5, linear=False,
                    contrast=0.0):
-    """The student's answers, scored by both and compared token by token: summed over some rows / the batch's tokens.
+    """The sampled answers, scored by both and compared token by token: summed over some rows / the batch's tokens.
 
     rows (B',) int64: which rows of the batch; response (B, R) int64 and mask (B, R) bool: what was sampled. Returns a
     scalar. linear: from hidden states, in chunks of tokens, so that the logits of a large vocabulary are never whole.
     """
-    # 2. The same answer behind two prompts: the bare one, and the one with the demonstration.
+    # 2. The same answer after two prompts: the bare one, and the one with the demonstration.
     n_tokens = mask.sum()
     response, mask = response[rows], mask[rows]
     student_out = score(student, batch.prompt[rows], batch.length[rows], response, mask, return_hidden=linear)
-    seen = [(batch.demo_prompt, batch.demo_length)]
+    prompts = [(batch.demo_prompt, batch.demo_length)]
     if contrast:
-        seen += [(batch.prompt, batch.length), (batch.other_prompt, batch.other_length)]
+        prompts += [(batch.prompt, batch.length), (batch.other_prompt, batch.other_length)]
     with torch.no_grad():
-        shown, *rest = (score(teacher, prompt[rows], length[rows], response, mask, return_hidden=linear)
-                        for prompt, length in seen)
+        target, *rest = (score(teacher, prompt[rows], length[rows], response, mask, return_hidden=linear)
+                         for prompt, length in prompts)
     # 3. The divergence of the two next-token distributions, exact over the vocabulary.
     if linear:
-        return linear_distill_loss(student_out, student.head.weight, shown, teacher.head.weight, mask, divergence, beta,
-                                   256, n_tokens, contrast, *rest)
-    return distill_loss(student_out, contrasted(contrast, shown, *rest), mask, divergence, beta, denominator=n_tokens)
+        return linear_distill_loss(student_out, student.head.weight, target, teacher.head.weight, mask, divergence,
+                                   beta, n_tokens, contrast, *rest)
+    return distill_loss(student_out, contrasted(contrast, target, *rest), mask, divergence, beta, denominator=n_tokens)
 
 
 @torch.no_grad()
 def ema_update(teacher, student, decay):
     """teacher <- decay * teacher + (1 - decay) * student. decay 1 is a frozen teacher, 0 a live one.
 
-    The teacher's weights must be fp32: in bf16 a change of 1 - decay = 0.01 is rounded away, and most never move.
+    The teacher's weights must be fp32: in bf16 a step of 2 % of a small difference is rounded away.
     """
     for phi, theta in zip(teacher.parameters(), student.parameters()):
         phi.lerp_(theta.to(phi.dtype), 1 - decay)
 
 
 def score(model, prompt, length, response, mask=None, **options):
-    """Logits (B, R, V) that predict `response` (B, R) behind `prompt` (B, P) of true lengths (B,), in one forward pass.
+    """Logits (B, R, V) that predict `response` (B, R) after `prompt` (B, P) of true lengths (B,), in one forward pass.
 
     The position arithmetic of both roles, once: token t stands at length + t and is predicted at length + t - 1. A row
     with a prompt of 2 tokens padded to 3 (.) and a response of 2 becomes
 
-        prompt  p0 p1 .        tokens  p0 p1 r0 [r1 .]     scored at  1, 2
+        prompt  p0 p1 .        tokens  p0 p1 r0 [r1 .]     scored at  1, 2          [not read]
 
-    mask (B, R) bool: behind a row's last True its last position is scored again, so that no padding need be read.
+    mask (B, R) bool: after a row's last True its last position is scored again, so that no padding need be read.
     """
     R = response.shape[1]
     t = torch.arange(R, device=prompt.device)
@@ -178,6 +178,6 @@ class TeacherGuard:
 
 def on_cpu(weights) -> dict:
     """A copy of a state_dict that takes no memory of the device."""
-    # of tied weights one
+    # tied weights are copied once
     copies = {weight.data_ptr(): weight.detach().to("cpu", copy=True) for weight in weights.values()}
     return {name: copies[weight.data_ptr()] for name, weight in weights.items()}

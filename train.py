@@ -11,7 +11,6 @@ Left out: more than one machine, and all else that a trainer framework is for.
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import random
@@ -26,15 +25,15 @@ import torch.nn.functional as F
 import torch.fx.experimental._config
 
 import sdft
-from data import GRADERS, MOST_TOLD, OF_RETURNS, collate, grade
+from data import GRADERS, OF_RETURNS, another, collate, grade, in_own_words, leave_out, others
 from divergence import token_divergence
-from eval import Probe, accuracy, answers, both_prompts, changes, continual_metrics, is_chat, mean
-from lessons import Lessons, another, check_fits, check_others, in_own_words, leave_out, others, read_lessons
+from eval import Probe, accuracy, answers, both_prompts, changes, continual_metrics, is_chat, mean, settings_of
+from lessons import Lessons, check_fits, check_others, read_lessons
 from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
-from runs import (MANY, BadInput, Log, bf16_pays, check_options, check_out, ends_in_one_line, find_device, flag,
-                  given_options, load_checkpoint, locked, option, provenance, quoted, random_states, remove_run, save,
-                  set_random_states, set_up_machine, write_json, write_rows)
+from runs import (MANY, BadInput, Log, bf16_pays, check_options, check_out, ends_in_one_line, find_device, first_ten,
+                  flag, given_options, load_checkpoint, locked, option, provenance, quoted, random_states, remove_run,
+                  save_checkpoint, set_random_states, set_up_machine, write_json, write_rows)
 
 SDFT = {"method": ["sdft"]}       # the options that mean something there alone
 TEXT_GRADERS = [name for name in GRADERS if name not in OF_RETURNS]
@@ -48,7 +47,7 @@ class Config:
         "sdft", "sft (learn the expert's words), joint (sft on all tasks at once, a bound), or sdft (learn from "
         "oneself, shown the expert's words)", group="the method", choices=["sft", "joint", "sdft"])
     sampler: str = option(
-        "student", "who answers, and is trained on that: student, teacher (behind its demonstration), or the share of "
+        "student", "who answers, and is trained on that: student, teacher (shown its demonstration), or the share of "
         "a batch's rows, rounded, that the teacher answers, such as 0.5", only=SDFT)
     temperature: float = option(
         1.0, "of the answers that are trained on; what penalties sample is at 1", within=(0.01, 100), only=SDFT)
@@ -56,8 +55,8 @@ class Config:
         0, "tokens at the beginning of a sample that the loss leaves out, its last one never (official code: 3)",
         within=(0, MANY), only=SDFT)
     contrast: float = option(
-        0.0, "how much of what a demonstration makes the teacher say whatever it shows is taken out of the target: "
-        "0 nothing, 1 all (sdft.py, 7)", within=(0, 10), only=SDFT)
+        0.0, "how much of what any demonstration makes the teacher say is taken out of the target: 0 nothing, 1 all "
+        "(sdft.py, 7)", within=(0, 10), only=SDFT)
     against: str = option(
         "own", "what a contrast shows instead: own, what the model itself said to another prompt before the task (that "
         "takes out the habit of the words around it), or row, another demonstration (and what a task's rows share)",
@@ -102,9 +101,9 @@ class Config:
     keep: tuple = option(
         (), "files of what the model should still know: measured, and not trained on")
     reading: tuple = option(
-        (), "files asked behind their own demonstration: can the model still read?")
+        (), "files asked with their own demonstration in the prompt: can the model still read?")
     neighbours: tuple = option(
-        (), "files of what stands next to what is taught: measured, apart from --keep")
+        (), "files of facts close to what is taught, which should not change: measured, apart from --keep")
     open_prompts: tuple = option(
         (), "files of prompts without one right answer: the words of the answers are counted")
     holdout: float = option(
@@ -117,7 +116,7 @@ class Config:
         "", "names of the tasks in another order, comma-separated")
 
     steps: int = option(
-        0, "most steps a task; 0: 300 for sft and 150 for sdft", group="the training of a task", within=(0, MANY))
+        0, "most steps per task; 0: 300 for sft and 150 for sdft", group="the training of a task", within=(0, MANY))
     converged: float = option(
         0.01, "a task ends when the mean loss of 20 steps, in nats a token, is below this", within=(0, 1e3))
     blend: float = option(
@@ -127,7 +126,7 @@ class Config:
         0, "tokens that a sample may have, and an answer to a task where that is more; 0: a little more than the "
         "longest demonstration of a batch, and at least 16, of a chat model 32", within=(0, MANY))
     batch_size: int = option(
-        32, "demonstrations a step", within=(1, MANY))
+        32, "demonstrations per step", within=(1, MANY))
     micro_batch: int = option(
         0, "rows of the loss scored at once; 0 is the whole batch. The gradient is the same; a penalty's rows, as many "
         "as a batch's, are always scored at once", within=(0, MANY))
@@ -171,12 +170,12 @@ class Config:
     watch_every: int = option(
         10, "steps between looks at the teacher, and lines of the log", within=(1, MANY))
     measure_every: int = option(
-        0, "steps of a task between measurements of all that is measured behind a task; 0: there alone",
+        0, "steps of a task between measurements of all that is measured after a task; 0: there alone",
         within=(0, MANY))
 
 
 NEEDED = 0.01                     # forgetting above which `--when needed` regularises the next task
-FORM = 3                          # of a checkpoint: another one when other things are kept in it
+CHECKPOINT_FORM = 3               # raised when other things are kept in it
 LINEAR_FROM = 8192                # size of vocabulary from which the loss is made in chunks, from hidden states
 
 
@@ -279,19 +278,16 @@ def watch(run, batch, examples, shown, figures, over) -> bool:
 
 
 def who_answers(run, batch):
-    """The sample(student, prompt, length) of a step: the teacher answers a share of the rows, behind its
-    demonstrations, and the student the others, the bare prompts."""
+    """The sample(student, prompt, length) of a step: the teacher answers a share of the rows, shown
+    its demonstrations, and the student the others, the bare prompts."""
     config = run.config
     share, room = share_of_teacher(config.sampler), config.max_new_tokens or batch.room
     answer = functools.partial(run.sample, n_new=room, temperature=config.temperature)
 
     def sample(student, prompt, length):
         n = round(share * len(prompt))
-        parts = []
-        if n > 0:
-            parts.append(answer(run.teacher, batch.demo_prompt[:n], batch.demo_length[:n]))
-        if n < len(prompt):
-            parts.append(answer(student, prompt[n:], length[n:]))
+        asked = (run.teacher, batch.demo_prompt[:n], batch.demo_length[:n]), (student, prompt[n:], length[n:])
+        parts = [answer(*who) for who in asked if len(who[1])]
         R = max(response.shape[1] for response, _ in parts)
         response, mask = zip(*((F.pad(r, (0, R - r.shape[1]), value=run.sample.end), F.pad(m, (0, R - m.shape[1])))
                                for r, m in parts))
@@ -305,8 +301,7 @@ def who_answers(run, batch):
 def share_of_teacher(sampler) -> float:
     """What --sampler says, as a number from 0 to 1. Raises BadInput."""
     with contextlib.suppress(ValueError):
-        share = {"student": 0.0, "teacher": 1.0}.get(sampler)
-        share = float(sampler) if share is None else share
+        share = float({"student": 0, "teacher": 1}.get(sampler, sampler))
         if 0 <= share <= 1:
             return share
     raise BadInput(f"train.py: --sampler {sampler}: choose student, teacher, or a share from 0 to 1")
@@ -322,7 +317,8 @@ def token_figures(run, batch, response, mask, rows=8) -> dict:
     """What the mean loss of a step's samples, (B, R), hides: "cut", the share that their room has cut; and of the first
     rows KL(teacher ‖ student) in nats at the first token ("first_kl", which dwarfs the rest where the prompts differ
     in more than the demonstration) and over the rest ("rest_kl"), and "rather", the share of tokens at which the
-    teacher would rather have said another word than the student."""
+    teacher would rather have said another word than the student. All of it after the step, and of the teacher itself,
+    not of a contrast's target: these figures do not add up to the loss."""
     ended = ((response == run.sample.end) & mask).any(1)
     student, teacher = (
         sdft.score(model, prompt[:rows], n[:rows], response[:rows], mask[:rows], return_hidden=True)
@@ -355,13 +351,13 @@ class History:
 
     # before the first task and after each
     R: list = field(default_factory=list)
-    base_accuracy: list = field(default_factory=list)
+    base_accuracy: list = field(default_factory=list)      # on --keep, of the model of now
     kept: list = field(default_factory=list)               # of what was right before the first task
     learned: list = field(default_factory=list)            # of the last task's demonstrations
     open_words: list = field(default_factory=list)
     base_by_kind: list = field(default_factory=list)
     voice: list = field(default_factory=list)
-    teacher_accuracy: list = field(default_factory=list)
+    teacher_accuracy: list = field(default_factory=list)   # on --reading, of the student shown its demonstrations
     neighbours: list = field(default_factory=list)
     neighbours_kept: list = field(default_factory=list)    # of what was right before the first task
     drift_base: list = field(default_factory=list)
@@ -371,7 +367,7 @@ class History:
     generated_tokens: list = field(default_factory=list)
     seconds: list = field(default_factory=list)
     regularised: list = field(default_factory=list)
-    ceiling: list = field(default_factory=list)            # answered rightly behind its demonstrations, before it
+    ceiling: list = field(default_factory=list)            # answered correctly when shown, before it
     left_out: list = field(default_factory=list)           # numbers of the demonstrations not trained on
     # of the run
     teacher_curve: list = field(default_factory=list)      # [step of the run, share of demonstrations answered rightly]
@@ -426,7 +422,7 @@ def begin(config, lessons) -> Run:
     """
     path, fingerprint = os.path.join(config.out, "checkpoint.pt"), lessons.fingerprint()
     saved = load_checkpoint(path) if config.resume and os.path.exists(path) else None
-    if saved and saved.get("form") != FORM:
+    if saved and saved.get("form") != CHECKPOINT_FORM:
         raise BadInput(f"{config.out}: the run in it was begun by another version of this project; go on with that, or "
                        "use another folder")
     if saved and saved["lessons"] != fingerprint:
@@ -445,14 +441,14 @@ def begin(config, lessons) -> Run:
                   low, room=config.max_new_tokens)
     scale = row_scale(lessons.handed_on.get("frequency"), config.f0, student)
     optimizer = (adamw(student, config.lr) if lessons.chat else
-                 make_optimizer(student, config.lr, config.embed_lr, scale))
+                 sgd(student, config.lr, config.embed_lr, scale))
     # at alpha 1 nobody is taught by the teacher
     distils = config.method == "sdft" and config.alpha < 1
     guard = sdft.TeacherGuard(config.guard if distils else 0.0, student, teacher)
     rng, sample = random.Random(f"training {config.seed}"), Sampler(tokenizer.end, low)
     penalty = PENALTIES[config.penalty](strength=config.strength, batch_size=config.batch_size, tasks=tasks,
                                         tokenizer=tokenizer, sample=sample, scale=scale, rng=rng)
-    # L2 and EWC pull the weights back behind each step, before the teacher follows
+    # L2 and EWC pull the weights back after each step, before the teacher follows
     optimizer.register_step_post_hook(penalty.pull_back)
     run = Run(config, path, log, lessons, probe, student, teacher, optimizer, guard, sample, penalty, rng, History(),
               fingerprint)
@@ -475,7 +471,7 @@ def row_scale(frequency, f0, model):
     A new word is learned in its row; what hurts the old skills is that the rows they all stand on (letters, signs,
     structure words) move as well. So a row moves at 1 / (1 + f / f0), f being the word's share of the pretraining
     tokens, (V,): a word never met moves at the full rate, with f0 = 0.001 one of every hundred tokens at a tenth of
-    it. All methods train like this.
+    it. All methods train the small GPT like this; a chat model is trained by `adamw`.
     """
     weight = model.embed.weight
     if frequency is None:
@@ -483,7 +479,7 @@ def row_scale(frequency, f0, model):
     return (1 / (1 + frequency / f0)).to(weight.device)
 
 
-def make_optimizer(model, lr, embed_lr, scale):
+def sgd(model, lr, embed_lr, scale):
     """Plain SGD, no momentum, with a rate of its own for the embedding and a step of its own for each of its rows."""
     embed = model.embed.weight
     embed.register_hook(lambda grad: grad * scale[:, None])
@@ -507,7 +503,7 @@ def set_rates(run):
 
 
 def begin_task(run):
-    """A task begins: what a guard has halved is restored, and the penalty remembers, where it is needed."""
+    """A task begins: rates are restored, the penalty remembers, --blend keeps the weights, the teacher is looked at."""
     config, history = run.config, run.history
     history.seconds.append(0.0)
     history.generated_tokens.append(0)
@@ -547,11 +543,11 @@ def look_at_the_teacher(run, model, by_itself):
     unhelped = [i for i, text in enumerate(said) if grade(task.train[i], text) < 1]
     ceiling = 1 - len(unhelped) / len(said)
     run.history.ceiling.append(ceiling)
-    run.log.say(both_prompts(task, tokenizer))
+    run.log.say(both_prompts(task, tokenizer, config.shown))
     run.log.say(f"task {run.task + 1} {task.name}: of {len(task.train)} demonstrations the model answers {bare:.2f} "
                 f"rightly by itself, {ceiling:.2f} when it is shown them")
-    told = [f"{task.train[i].place}: shown {quoted(task.train[i].shown[1])}, it answers {quoted(said[i])}"
-            for i in unhelped]
+    what = [" / ".join(d.shown[1] for d in (shown[i] if config.shown else [e])) for i, e in enumerate(task.train)]
+    told = [f"{task.train[i].place}: shown {quoted(what[i])}, it answers {quoted(said[i])}" for i in unhelped]
     if config.helped_only and len(unhelped) < len(said):
         run.history.left_out[-1] = unhelped
         run.log.say("\n".join([f"trained on the {len(said) - len(unhelped)} that it reads; left out:", *told]))
@@ -560,8 +556,7 @@ def look_at_the_teacher(run, model, by_itself):
     elif ceiling < config.guard or config.helped_only and unhelped:
         anew = (f"begin again from what is learned, with --init {config.out} and the tasks that are left, in another "
                 "--out") if run.task else "begin again"
-        more = [f"... and {len(told) - MOST_TOLD} more"] * (len(told) > MOST_TOLD)
-        raise BadInput(*told[:MOST_TOLD], *more,
+        raise BadInput(*first_ten(told, "more"),
                        f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the model answers "
                        f"{ceiling:.2f} of them rightly, and what it cannot read it cannot teach; where it is right "
                        "in other words, try --grader contains with a short \"answer\" in each row; where it thinks "
@@ -588,7 +583,7 @@ def log_step(run, figures, right, over):
     text = (f"task {run.task + 1}/{len(tasks)} {tasks[run.task].name} step {run.step}/{most} "
             f"loss {figures['loss']:.4f} gradient {figures['grad_norm']:.2f} teacher {right:.2f} lr {lr:g}")
     if "cut" in figures:
-        text += " kl {first_kl:.2f} then {rest_kl:.2f} rather {rather:.2f} cut {cut:.2f}".format(**figures)
+        text += " kl first {first_kl:.2f} rest {rest_kl:.2f} top-1 differs {rather:.2f} cut {cut:.2f}".format(**figures)
     # what another task will take, as far as one can tell
     a_task = mean(done or [most])
     steps = sum(done) + max(run.step, a_task) + a_task * (len(tasks) - run.task - 1)
@@ -644,7 +639,7 @@ def measure_within(run):
 
 
 def in_words(measured, seen) -> str:
-    """What Probe.measure found of a model that has seen so many tasks (or none, of all of them), in words."""
+    """What Probe.measure found, in a line; held-out accuracy is over the first `seen` tasks, or with 0 over all."""
     words = {"held out": mean(measured["R"][:seen]), "trained on": measured["learned"],
              "of --keep": measured["base_accuracy"], "of what was right there": measured["kept"],
              "own voice": measured["voice"], "shown demonstrations": measured["teacher_accuracy"],
@@ -656,13 +651,13 @@ def in_words(measured, seen) -> str:
 def checkpoint(run):
     """All that is needed to go on as if nothing had happened."""
     run.history.wall_seconds, began = round(run.log.seconds(), 2), time.perf_counter()
-    save(run.path, {
+    save_checkpoint(run.path, {
         "settings": dataclasses.asdict(run.config),
         "student": run.student.state_dict(),
         "teacher": run.teacher.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "good": run.guard.good,
-        "form": FORM, "penalty": run.penalty.state(),
+        "form": CHECKPOINT_FORM, "penalty": run.penalty.state(),
         "asked": run.probe.asked,
         "before": run.before,
         "own": [e.shown[1] for e in run.own],
@@ -747,8 +742,8 @@ def parse(argv=None) -> Config:
         config.guard = 0.5 if chat else 0.9
     config.warmup = config.warmup or (5 if chat else 1)
     config.steps = config.steps or (150 if sdft_runs else 300)
+    # with sdft all strengths of self-replay that were tried did equally well
     tuned = 1.0 if sdft_runs and config.penalty == "self-replay" else PENALTIES[config.penalty].strength
-    # sdft's trials with self-replay were all alike
     config.strength = config.strength or tuned
     return config
 
@@ -785,10 +780,10 @@ def began_with(folder) -> dict:
     path = os.path.join(folder, "checkpoint.pt")
     if os.path.exists(path):
         return load_checkpoint(path)["settings"]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        # no log, or it died while it wrote this line
-        with open(os.path.join(folder, "log.jsonl")) as f:
-            return json.loads(f.readline())["settings"]
+    # no log, or it died while it wrote the first line
+    with contextlib.suppress(BadInput):
+        if began := settings_of(folder):
+            return began
     raise BadInput(f"{path}: no such checkpoint; begin the run first, without --resume")
 
 
@@ -801,7 +796,7 @@ def main(argv=None):
             print("\n".join(lessons.reports))
             for task in lessons.tasks:
                 print(f"{task.name}: {len(task.train)} to train on, {len(task.test)} to test on\n"
-                      f"{both_prompts(task, lessons.tokenizer)}")
+                      f"{both_prompts(task, lessons.tokenizer, config.shown)}")
             return
     resume = f"python train.py --out {shlex.quote(config.out)} --resume"
     with ends_in_one_line(config.out, go_on=resume), locked(config.out):

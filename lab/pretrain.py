@@ -25,7 +25,7 @@ from data import Example, grade
 from eval import accuracy, answers, load_model, mean
 from model import GPT, GPTConfig
 from runs import (MANY, BadInput, Log, check_options, check_out, ends_in_one_line, find_device, given_options,
-                  load_checkpoint, locked, option, provenance, random_states, remove, remove_run, save,
+                  load_checkpoint, locked, option, provenance, random_states, remove, remove_run, save_checkpoint,
                   set_random_states, set_up_machine)
 from world import World, well_formed
 
@@ -269,7 +269,8 @@ def base_model(config):
     log.say(f"pretraining {sum(p.numel() for p in model.parameters()):,} parameters")
 
     def keep(state):
-        save(path, {"settings": settings, "made_by": made, "student": model.state_dict(), "pretraining": state})
+        save_checkpoint(path, {"settings": settings, "made_by": made, "student": model.state_dict(),
+                               "pretraining": state})
 
     if saved:
         model.load_state_dict(saved["student"])

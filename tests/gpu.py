@@ -191,7 +191,7 @@ def one_step(name, work, low, adamw, compiled, tflops, small) -> dict:
     student = random_model(GPTConfig(**(SHAPES[name] | TINY if small else SHAPES[name])), device)
     teacher, V = frozen_copy(student), student.config.vocab_size
     # so small that a random model stays what it is
-    optimizer = train.adamw(student, 1e-7) if adamw else train.make_optimizer(
+    optimizer = train.adamw(student, 1e-7) if adamw else train.sgd(
         student, 1e-7, 1e-7, train.row_scale(None, 1e-3, student))
     batch, sampler = random_batch(work, V, device), Sampler(-1, bf16=low and adamw)
     loss_fn = train.compiled(sdft.on_policy_loss) if compiled else None

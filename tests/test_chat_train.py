@@ -34,7 +34,7 @@ WORDS = "Paris Rome Oslo Madrid Vienna Athens Lisbon Dublin".split()
 def here(tmp_path, monkeypatch):
     """A folder with a chat model, `base`, and with files: chats of one turn and of two, and open prompts."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(penalties, "OF_CHAT", (600, 12))      # some of so many random texts end
+    monkeypatch.setattr(penalties, "DREAMS", 600)             # some of so many random texts end
     write_model(tmp_path / "base")
     write_rows("capitals.jsonl", [[("user", f"What is town {i}?"), ("assistant", f"It is {word}.")]
                                   for i, word in enumerate(WORDS)])
@@ -104,7 +104,7 @@ def test_a_killed_run_resumed_equals_the_straight_run_bit_for_bit(here, monkeypa
     assert equal(GPT.from_pretrained("straight/model").state_dict(), GPT.from_pretrained("killed/model").state_dict())
 
 
-def test_what_the_teacher_cannot_read_is_not_taught(here, capsys, monkeypatch):
+def test_what_the_teacher_cannot_read_is_not_taught(here, capsys):
     """The tiny model answers no demonstration rightly: rows and remedy are named, and no step is made."""
     with pytest.raises(BadInput) as e:
         run("--guard", "0.5", "--out", "a")
@@ -116,10 +116,19 @@ def test_what_the_teacher_cannot_read_is_not_taught(here, capsys, monkeypatch):
     assert os.listdir("a") == ["log.jsonl"]                # no step, and no models of GBs
     said = capsys.readouterr().out
     assert "the student sees   <|im_start|>" in said and "This is an example for a response to the question:" in said
-    monkeypatch.setattr(train, "MOST_TOLD", 4)
+
+
+def test_where_others_are_shown_it_says_so(here, capsys):
+    """With --shown 2 the prompts that are printed, and what is said of a row, hold two other rows' demonstrations."""
     with pytest.raises(BadInput) as e:
-        run("--guard", "0.5", "--out", "b")
-    assert e.value.args[:5] == (*rows[:4], "... and 2 more")
+        run("--guard", "0.5", "--shown", "2", "--out", "a", demos=["capitals.jsonl"])
+    for row in e.value.args[:6]:
+        place, shown = re.match(r"capitals.jsonl:(\d): shown '(.*?)', it answers", row).groups()
+        assert shown.count("It is ") == 2 and WORDS[int(place) - 1] not in shown
+    said = capsys.readouterr().out
+    teacher = re.search("the teacher sees +(.*)", said, re.DOTALL)[1].split("\ntask 1")[0]
+    number, = set(re.findall(r"town (\d)", re.search("the student sees +(.*?)\nthe teacher", said, re.DOTALL)[1]))
+    assert WORDS[int(number)] not in teacher and sum(word in teacher for word in WORDS) == 2
 
 
 def test_only_what_helps_is_trained_on_where_asked(here, monkeypatch, capsys):
@@ -374,8 +383,8 @@ def test_tokens_at_the_beginning_of_a_sample_are_left_out(here):
 
 
 def test_the_last_checkpoint_of_a_run_keeps_no_moments(here, monkeypatch):
-    kept, write_checkpoint = [], train.save
-    monkeypatch.setattr(train, "save", lambda path, state: kept.append(len(state["optimizer"]["state"]))
+    kept, write_checkpoint = [], train.save_checkpoint
+    monkeypatch.setattr(train, "save_checkpoint", lambda path, state: kept.append(len(state["optimizer"]["state"]))
                         or write_checkpoint(path, state))
     run("--out", "a", demos=["capitals.jsonl"])
     *before, last = kept

@@ -43,6 +43,7 @@ exp(-30) rounded was a real bug before it was a planted one: it cost 7 % of such
 was written.
 """
 import ast
+import functools
 import math
 import os
 import re
@@ -442,7 +443,7 @@ def test_linear_chunks_equal_the_whole(kind, chunk):
 
     # The teacher's own width: one more column of hidden states carries the shift of its logits.
     th, tW = torch.cat([th, torch.ones(50, 1)], 1), torch.cat([tW, torch.arange(300)[:, None] / 100], 1)
-    got = linear_distill_loss(h.view(5, 10, 16), W, th.view(5, 10, 17), tW, mask, kind, 0.3, chunk, denominator=60)
+    got = linear_distill_loss(h.view(5, 10, 16), W, th.view(5, 10, 17), tW, mask, kind, 0.3, 60, chunk=chunk)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=0)  # two orders of summing the logits
     for x, y in zip(torch.autograd.grad(3 * got, (h, W)), grads):
         assert (x - 3 * y).norm() <= 1e-5 * (3 * y).norm()
@@ -458,7 +459,9 @@ def test_linear_mask_of_nothing():
 def test_linear_gradcheck():
     h, W, th, tW = linear_problem(6, 12, 4, torch.float64)
     mask = torch.tensor([1, 1, 0, 1, 0, 1])
-    assert torch.autograd.gradcheck(lambda h, W: linear_distill_loss(h, W, th + 1, tW, mask, "jsd", 0.3, 3), (h, W))
+    loss = functools.partial(linear_distill_loss, teacher_hidden=th + 1, teacher_head=tW, mask=mask, divergence="jsd",
+                             beta=0.3, chunk=3)
+    assert torch.autograd.gradcheck(loss, (h, W))
 
 
 def test_bf16_matrices_keep_the_gradient():

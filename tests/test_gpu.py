@@ -310,7 +310,8 @@ def test_random_states_come_back_from_a_checkpoint(device, tmp_path):
     torch.manual_seed(0)
     torch.rand(1, device=device)
     path = str(tmp_path / "checkpoint.pt")
-    runs.save(path, {"settings": {}, "student": {"w": torch.zeros(2, device=device)}, **runs.random_states(rng)})
+    student = {"w": torch.zeros(2, device=device)}
+    runs.save_checkpoint(path, {"settings": {}, "student": student, **runs.random_states(rng)})
     drawn = torch.rand(5, device=device), rng.random()
     saved = runs.load_checkpoint(path)
     runs.set_random_states(rng, saved)

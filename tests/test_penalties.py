@@ -113,7 +113,7 @@ def test_l2_and_ewc_take_an_implicit_step(tokenizer, kind, strength):
     old, student = random_gpt(), random_gpt(1)
     now, frequency = copy.deepcopy(student), torch.rand(VOCAB_SIZE) / 1000
     scale = train.row_scale(frequency, train.Config.f0, student)
-    optimizer = train.make_optimizer(student, 0.1, 20.0, scale)
+    optimizer = train.sgd(student, 0.1, 20.0, scale)
     importance = [torch.rand_like(p) for p in student.parameters()] if kind == "ewc" else None
     held = made(kind, [], tokenizer, strength, scale)
     held.previous, held.student, held.memory = old, student, importance
@@ -134,7 +134,7 @@ def test_a_penalty_that_rests_pulls_nothing_back(tokenizer):
     with torch.no_grad():
         student.head.weight.add_(1.0)
     now = copy.deepcopy(student.state_dict())
-    held.pull_back(train.make_optimizer(student, 0.1, 20.0, torch.ones(VOCAB_SIZE)))
+    held.pull_back(train.sgd(student, 0.1, 20.0, torch.ones(VOCAB_SIZE)))
     assert all(torch.equal(v, now[k]) for k, v in student.state_dict().items())
     assert held.state() == {"previous": None, "memory": None}
 
@@ -160,7 +160,7 @@ def test_fisher_is_the_mean_square_of_single_gradients(tokenizer):
     def sample(*_):
         return answer, torch.ones(2, 1, dtype=torch.bool)
 
-    found = penalties.fisher(gpt, prompt, torch.tensor([3, 3]), sample)
+    found = penalties.fisher(gpt, prompt, torch.tensor([3, 3]), sample, 16)
     squares = []
     for row in range(2):
         gpt.zero_grad()
@@ -225,7 +225,7 @@ def test_what_a_penalty_remembers_goes_through_a_checkpoint(world, monkeypatch, 
         one.student, one.rng = moved, random.Random(1)
         torch.manual_seed(0)
         loss = one.loss(batch)
-        one.pull_back(train.make_optimizer(moved, 0.1, 20.0, torch.ones(VOCAB_SIZE)))
+        one.pull_back(train.sgd(moved, 0.1, 20.0, torch.ones(VOCAB_SIZE)))
         found.append((loss and loss(student).item(), [p.tolist() for p in moved.parameters()]))
     assert found[0] == found[1]
 
@@ -243,7 +243,7 @@ def test_the_fisher_information_is_that_of_the_loss_and_not_of_the_scaled_gradie
     tasks, found = world.stream(2, 8, 8), []
     for scale in (1.0, 0.1):
         gpt = random_gpt()
-        train.make_optimizer(gpt, 0.1, 1.0, torch.full((VOCAB_SIZE,), scale))
+        train.sgd(gpt, 0.1, 1.0, torch.full((VOCAB_SIZE,), scale))
         penalty = made("ewc", tasks, world.tokenizer)
         torch.manual_seed(0)
         penalty.begin(gpt, 1)

@@ -207,20 +207,20 @@ def full(*_):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(here, monkeypatch):
-    runs.save("c.pt", {"x": torch.ones(3)})
+    runs.save_checkpoint("c.pt", {"x": torch.ones(3)})
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
-        runs.save("c.pt", {"x": torch.zeros(3)})
+        runs.save_checkpoint("c.pt", {"x": torch.zeros(3)})
     assert torch.load("c.pt", weights_only=True)["x"].sum() == 3 and os.listdir(".") == ["c.pt"]
 
 
 def test_a_disk_that_fills_within_a_checkpoint_leaves_the_previous_one_whole(here):
-    runs.save("c.pt", {"x": torch.ones(3)})
+    runs.save_checkpoint("c.pt", {"x": torch.ones(3)})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            runs.save("c.pt", {"x": torch.zeros(2**20)})
+            runs.save_checkpoint("c.pt", {"x": torch.zeros(2**20)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.load("c.pt", weights_only=True)["x"].sum() == 3 and os.listdir(".") == ["c.pt"]

@@ -111,7 +111,7 @@ def test_a_frequent_word_moves_less():
     gpt = random_gpt()
     frequency = torch.zeros(VOCAB_SIZE)
     frequency[1], frequency[2] = train.Config.f0, 9 * train.Config.f0
-    optimizer = train.make_optimizer(gpt, 0.5, 2.0, train.row_scale(frequency, train.Config.f0, gpt))
+    optimizer = train.sgd(gpt, 0.5, 2.0, train.row_scale(frequency, train.Config.f0, gpt))
     before = gpt.embed.weight.detach().clone()
     gpt.embed.weight.sum().backward()
     optimizer.step()
@@ -477,14 +477,14 @@ def test_what_a_run_holds_in_memory(here, monkeypatch, device, options, on_devic
     before, expected = storages(), {"cpu": 0, "cuda": 0}
     expected[device] += on_device
     expected["cpu"] += on_cpu
-    seen, make = [], train.make_optimizer
+    seen, make = [], train.sgd
 
     def watched(model, *args):
         optimizer = make(model, *args)
         optimizer.register_step_pre_hook(lambda *_: seen.append(copies(model, before)))
         return optimizer
 
-    monkeypatch.setattr(train, "make_optimizer", watched)
+    monkeypatch.setattr(train, "sgd", watched)
     run(*options.split(), "--init", init, "--device", device, "--out", "a")
     kinds = len(seen[0]["cpu"])
     assert len(seen) == 8 and kinds == 4                   # embedding and head, qkv, attention's output, the two of MLP
