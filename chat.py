@@ -201,8 +201,10 @@ def read_template(folder):
 
     def render(messages, add_generation_prompt, tools=None) -> str:
         try:
+            # a model that could think first, such as Qwen3, answers at once: a demonstration shows no thoughts
             return compiled(source).render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **names)
+                messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt,
+                enable_thinking=False, **names)
         except Exception as e:
             # a template is a program of somebody's: it may fail in any way
             raise BadInput(f"{os.path.join(folder, file)}: refuses these messages, or is no chat template "

@@ -263,7 +263,7 @@ class Task:
 
 
 def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: bool = False,
-                  reports: list | None = None, taught: bool = True) -> list[Example]:
+                  reports: list | None = None, taught: bool = True, drop: bool = False) -> list[Example]:
     """The examples of files, in their order. A row is of one of the forms of formats.py, such as
 
         {"prompt": str, "response": str, and if you like "task": str, "split": "train" | "test", "grader": str,
@@ -279,12 +279,15 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
     draw it into both parts; where a task says itself what is held out ("split"), it may repeat itself, but a prompt
     is in one part alone. alone: rows are independent (--reading); repetitions and contradictions are not looked for.
     reports: gets a line for each file, on its form and what of it is not used, and one on what is left out. taught:
-    False of files that are only measured, where one example is enough.
+    False of files that are only measured, where one example is enough. drop: rows that cannot be used are left out, and
+    reported with the first ten reasons; not so a file of which no row can be.
     """
     problems, examples = [], []
     reports = [] if reports is None else reports
     for path in paths:
-        for example in read_file(path, {"task": task_name(path, paths), "grader": grader}, problems, reports):
+        found = read_file(path, {"task": task_name(path, paths), "grader": grader}, problems, reports)
+        drop = drop and bool(found)
+        for example in found:
             try:
                 length = tokens_needed(example, tokenizer)
             except BadInput as e:
@@ -295,14 +298,18 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
                                 f"response, both twice), more than {context}; shorten it")
             else:
                 examples.append(example)
+    read = examples
     if not alone:
-        read, examples = examples, without_repetitions(examples, problems)
-        if taught and not problems:
-            check_tasks(read, examples, problems)
-        kept = set(map(id, examples))
-        if left_out := [e for e in read if id(e) not in kept]:
-            reports.append(f"not used: {len(left_out)} of {len(read)} rows, whose prompts came before with the same "
-                           f"answer (the first is {left_out[0].place})")
+        examples = without_repetitions(read, problems)
+    if drop and problems:
+        reports.append("\n".join([f"not used: {len(problems)} rows that cannot be:", *first_ten(problems, "more")]))
+        problems = []
+    if taught and not alone and not problems:
+        check_tasks(read, examples, problems)
+    kept = set(map(id, examples))
+    if left_out := [e for e in read if id(e) not in kept]:
+        reports.append(f"not used: {len(left_out)} of {len(read)} rows, whose prompts came before (the first is "
+                       f"{left_out[0].place})")
     if problems:
         raise BadInput(*first_ten(problems, "more things like these; mend them as well"))
     return examples

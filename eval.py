@@ -329,11 +329,11 @@ def is_chat(path) -> bool:
     return folder is not None and not os.path.exists(os.path.join(folder, "words.json"))
 
 
-def load_model(path, template=OFFICIAL) -> tuple[GPT, WordTokenizer | ChatTokenizer, dict]:
+def load_model(path, template=OFFICIAL, context=0) -> tuple[GPT, WordTokenizer | ChatTokenizer, dict]:
     """The model of a folder, or of what a run or a pretraining has left in its own: on the CPU, in fp32, with its
     tokenizer and what its pretraining hands on, see `handed_on`. Raises BadInput.
 
-    template: how a chat model is shown a demonstration.
+    template: how a chat model is shown a demonstration. context: longest sequence in tokens, see GPT.from_pretrained.
     """
     folder = model_folder(path)
     if folder is None and os.path.exists(os.path.join(path, "log.jsonl")):
@@ -343,7 +343,7 @@ def load_model(path, template=OFFICIAL) -> tuple[GPT, WordTokenizer | ChatTokeni
         raise BadInput(f"{path}: no model there, neither config.json nor model/config.json; check the path, or make a "
                        f"base model with: python lab/pretrain.py --out {path}")
     try:
-        model = GPT.from_pretrained(folder)
+        model = GPT.from_pretrained(folder, context or None)
     except ValueError as e:
         raise BadInput(str(e))
     if is_chat(folder):
@@ -415,7 +415,7 @@ def looks(path, files=(), rows=1) -> list[dict]:
     "said", "grade", "tokens": see `look`}]}. Raises BadInput.
     """
     settings = settings_of(path)
-    model, tokenizer, _ = load_model(path, template_of(settings.get("template", "")))
+    model, tokenizer, _ = load_model(path, template_of(settings.get("template", "")), settings.get("context", 0))
     files = files or settings.get("demos")
     if not files:
         raise BadInput(f"{path}: of this model it is not known what it was taught; name a file too")

@@ -260,11 +260,12 @@ def message_of(given: dict, name: str) -> dict:
 
 def call_of(call: dict) -> dict:
     """A call whose arguments are an object: OpenAI's are the JSON of one, which a chat template would quote again."""
-    function = call.get("function")
-    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+    if isinstance(call.get("function"), dict):
+        return call | {"function": call_of(call["function"])}
+    if isinstance(call.get("arguments"), str):
         with contextlib.suppress(ValueError, RecursionError):
-            if isinstance(arguments := parsed(function["arguments"]), dict):
-                return call | {"function": function | {"arguments": arguments}}
+            if isinstance(arguments := parsed(call["arguments"]), dict):
+                return call | {"arguments": arguments}
     return call
 
 

@@ -47,7 +47,7 @@ class Lessons:
 def read_lessons(config) -> Lessons:
     """The model of --init and the files. Raises BadInput for all that cannot be used; nothing is written. --resume
     needs them as they were."""
-    model, tokenizer, handed_on = load_model(config.init, template_of(config.template))
+    model, tokenizer, handed_on = load_model(config.init, template_of(config.template), config.context)
     folder, chat = model_folder(config.init), is_chat(config.init)
     if not chat and (config.template or config.helped_only):
         raise BadInput(f"--init {config.init}: --template and --helped-only are for chat models; leave them out")
@@ -72,7 +72,7 @@ def read_lessons(config) -> Lessons:
     reports = []
     options = {"tokenizer": tokenizer, "context": model.config.context // 2, "grader": config.grader,
                "reports": reports}
-    demos = read_examples(config.demos, **options)
+    demos = read_examples(config.demos, **options, drop=config.drop_unusable)
     keep, neighbours, open_prompts = (held_out(read_examples(files, **options, taught=False)) for files in
                                       (config.keep, config.neighbours, config.open_prompts))
     reading = read_examples(config.reading, **options, alone=True)
@@ -82,6 +82,11 @@ def read_lessons(config) -> Lessons:
             raise BadInput(f"--out {config.out}: {file} is among the files that a run writes anew; choose another "
                            "folder, or give the file another name")
     tasks = into_tasks(demos, config.holdout, config.seed, config.task_order)
+    taught = {e.prompt for task in tasks for e in task.train}
+    for name, asked in (("keep", keep), ("neighbours", neighbours), ("open-prompts", open_prompts)):
+        if both := [e for e in asked if e.prompt in taught]:
+            reports.append(f"--{name}: {len(both)} of {len(asked)} prompts are taught as well (the first is "
+                           f"{both[0].place}), so that their answers do not tell what is kept")
     tokenizer = tokenizer.learn(demos + keep + neighbours, reading + open_prompts)
     check_others(tasks, config, tokenizer, model.config.context)
     return Lessons(model, tokenizer, handed_on, tasks, keep, reading, neighbours, open_prompts, folder, chat, reports)

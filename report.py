@@ -18,7 +18,7 @@ from runs import BadInput, read_json
 DRAWS = 2000                      # of a bootstrap
 # settings in which seeds of one method may differ: where they run, and on what
 OF_A_SEED = {"seed", "init", "demos", "keep", "reading", "neighbours", "open_prompts", "dry_run", "out", "resume",
-             "bf16", "device", "threads", "save_every"}
+             "bf16", "device", "threads", "save_every", "micro_batch"}
 EACH = 4                          # rows of each kind of question whose answers are shown side by side
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom
 T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179]

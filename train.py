@@ -98,6 +98,9 @@ class Config:
         group="what is taught, and what is measured")
     demos: tuple = option(
         (), 'files to teach, a line {"prompt", "response", and if you like "task", "split", "grader", "answer"}')
+    context: int = option(
+        0, "longest sequence in tokens: prompt, demonstration and answer together; a row may take half of it. 0: what "
+        "the model promises, at most 4096", within=(0, MANY))
     keep: tuple = option(
         (), "files of what the model should still know: measured, and not trained on")
     reading: tuple = option(
@@ -112,13 +115,17 @@ class Config:
     grader: str = option(
         "exact", "of lines that do not name their own: exact, contains or last-line, all blind to case and spaces, or "
         "content, which is blind to the voices of the small world too", choices=TEXT_GRADERS)
+    drop_unusable: bool = option(
+        False, "leave out rows that cannot be used, and tell how many and why; by default they are refused")
     task_order: str = option(
         "", "names of the tasks in another order, comma-separated")
 
     steps: int = option(
         0, "most steps per task; 0: 300 for sft and 150 for sdft", group="the training of a task", within=(0, MANY))
     converged: float = option(
-        0.01, "a task ends when the mean loss of 20 steps, in nats a token, is below this", within=(0, 1e3))
+        -1.0, "a task ends when the mean loss of 20 steps, in nats a token, is below this (that of jsd is small by "
+        "itself); 0: never. -1: 0.01, or 0 for a chat model, whose answers are mostly words that cost nothing",
+        within=(-1, 1e3))
     blend: float = option(
         1.0, "share of what a task has changed in the weights that stays at its end; the rest is as it was before the "
         "task (WiSE-FT). Below 1 less is forgotten, and a little less is learned", within=(0.01, 1))
@@ -129,7 +136,7 @@ class Config:
         32, "demonstrations per step", within=(1, MANY))
     micro_batch: int = option(
         0, "rows of the loss scored at once; 0 is the whole batch. The gradient is the same; a penalty's rows, as many "
-        "as a batch's, are always scored at once", within=(0, MANY))
+        "as a batch's, are always scored at once", within=(0, MANY), machine=True)
     lr: float = option(
         0.0, "learning rate; 0: as tuned. Of a chat model (AdamW) 2e-5 for sft and 5e-5 for sdft; of the small GPT "
         "(SGD, all weights but the embedding) 0.03 for sft and 0.001 for sdft", within=(0, 1e3))
@@ -269,6 +276,11 @@ def watch(run, batch, examples, shown, figures, over) -> bool:
     if run.said:
         with autocast(config):
             figures |= token_figures(run, batch, *run.said)
+        if run.lessons.chat:
+            # a batch tells less than a ceiling just above the guard, from which it differs by chance
+            ceiling = history.ceiling[-1]
+            noise = 2 * math.sqrt(ceiling * (1 - ceiling) / len(examples))
+            run.guard.floor = min(config.guard, ceiling - noise)
         if not run.guard.check(right, run.student, run.teacher):
             rolled_back(run, right)
             # agreement with a broken teacher is no reason to stop
@@ -404,7 +416,7 @@ class Run:
     penalty: Penalty
     rng: random.Random
     history: History
-    fingerprint: str              # of the lessons
+    fingerprint: str              # of the lessons: model, files and prompts
     before: list | None = None    # with --blend: the weights of both models before the task, on the CPU
     own: list = field(default_factory=list)                # with --contrast: the task's prompts, answered before it
     task: int = 0                 # tasks that are learned
@@ -428,9 +440,9 @@ def begin(config, lessons) -> Run:
     if saved and saved["lessons"] != fingerprint:
         raise BadInput(f"{config.out}: what it teaches or starts from has changed since this run began (the files of "
                        "--demos, --keep, ..., --template or --init); put it back, or start again in another folder")
-    about = {"settings": dataclasses.asdict(config)} | provenance()
+    about = {"settings": dataclasses.asdict(config), "lessons": fingerprint} | provenance()
     log = Log(config.out, run_name(config), about, saved["log_bytes"] if saved else 0)
-    if told := [line for line in lessons.reports if lessons.chat or "not used" in line]:
+    if told := [line for line in lessons.reports if lessons.chat or "not used" in line or "taught" in line]:
         log.say("\n".join(told))
 
     tokenizer, tasks = lessons.tokenizer, lessons.tasks
@@ -520,8 +532,16 @@ def begin_task(run):
         run.before = [sdft.on_cpu(dict(model.named_parameters())) for model in (run.student, run.teacher)]
     history.left_out.append([])
     look, own = run.lessons.chat and config.method == "sdft", config.contrast and config.against == "own"
+    task, tokenizer = run.lessons.tasks[run.task], run.lessons.tokenizer
+    unseen = max(0.0, 1 - config.batch_size / len(task.train)) ** config.steps
+    if unseen > 0.01 and config.method != "joint":
+        run.log.say(f"task {run.task + 1}: {config.steps} steps of {config.batch_size}, drawn anew at each, leave "
+                    f"about {unseen:.0%} of {len(task.train)} demonstrations out; more --steps reach more of them")
     if look or own:
-        task, tokenizer, teacher = run.lessons.tasks[run.task], run.lessons.tokenizer, to_ask(run)
+        teacher = to_ask(run)
+        if look:
+            run.log.say(f"task {run.task + 1} {task.name}: all {len(task.train)} demonstrations are asked first, bare "
+                        "and shown")
         by_itself = answers(teacher, tokenizer, task.train, room=config.max_new_tokens)
         if own:
             run.own = in_own_words(task.train, by_itself)
@@ -686,9 +706,9 @@ def go_on(run, saved):
 
 
 def result_of(run) -> dict:
-    return {"method": run.log.name, "settings": dataclasses.asdict(run.config), **provenance(),
-            "gates": run.lessons.handed_on.get("gates", {}), "tasks": [task.name for task in run.lessons.tasks],
-            **figures_of(run.history)}
+    return {"method": run.log.name, "settings": dataclasses.asdict(run.config), "lessons": run.fingerprint,
+            **provenance(), "gates": run.lessons.handed_on.get("gates", {}),
+            "tasks": [task.name for task in run.lessons.tasks], **figures_of(run.history)}
 
 
 def figures_of(history) -> dict:
@@ -740,6 +760,8 @@ def parse(argv=None) -> Config:
         raise BadInput(f"{refused}--guard {config.guard}: a share from 0 to 1, or -1")
     if config.guard < 0:
         config.guard = 0.5 if chat else 0.9
+    if config.converged < 0:
+        config.converged = 0.0 if chat else 0.01
     config.warmup = config.warmup or (5 if chat else 1)
     config.steps = config.steps or (150 if sdft_runs else 300)
     # with sdft all strengths of self-replay that were tried did equally well

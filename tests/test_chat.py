@@ -400,6 +400,14 @@ def test_demonstrations_as_earlier_turns(folder):
     assert tokenizer.prompt([system, user], ("how?", "so"), ("how?", "so")) == expected
 
 
+def test_who_could_think_first_answers_at_once(tmp_path):
+    """Qwen3's template opens a thought that is empty where `enable_thinking` is false."""
+    switch = "{%- if enable_thinking is defined and not enable_thinking %}<think>{% endif %}"
+    tokenizer = ChatTokenizer(write(tmp_path, template=CHATML + switch))
+    think = tokenizer.encoding.encode_single_token(ADDED)
+    assert tokenizer.prompt("price?")[-1] == tokenizer.footer[-1] == think
+
+
 def test_what_the_chat_template_leaves_out_is_named(tmp_path):
     """SmolLM2's writes neither tools nor calls, and Qwen3's no thoughts of earlier turns."""
     template = CHATML.replace("(tools | tojson)", "'tools'").replace(

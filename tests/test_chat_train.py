@@ -245,7 +245,7 @@ def test_a_chat_model_is_shown_as_student_and_teacher(here, capsys):
     assert "It is Paris. then What is town 0?" in capsys.readouterr().out
     evaluate.show("base", ["capitals.jsonl"])
     assert "the student says" in capsys.readouterr().out
-    with pytest.raises(BadInput, match="name a file behind it"):
+    with pytest.raises(BadInput, match="name a file too"):
         evaluate.show("base")
 
 
@@ -369,6 +369,43 @@ def test_a_log_tells_what_a_mean_loss_hides(here, capsys, monkeypatch):
         said = row["tokens"] / 4
         assert row["loss"] == pytest.approx((row["first_kl"] + (said - 1) * row["rest_kl"]) / said, rel=1e-3)
     assert " kl " in capsys.readouterr().out
+
+
+def test_what_is_taught_and_asked_to_be_kept_is_told(here, capsys):
+    run("--keep", "talk.jsonl", "--holdout", "0", "--steps", "1", "--out", "a", demos=["talk.jsonl"])
+    said = capsys.readouterr().out
+    assert "--keep: 8 of 8 prompts are taught as well (the first is talk.jsonl:1)" in said
+    # batches of 4 from 8, drawn anew: a half is left out by one step
+    assert "1 steps of 4, drawn anew at each, leave about 50% of 8 demonstrations out" in said
+    began, result = json.loads(open("a/log.jsonl").readline()), json.load(open("a/result.json"))
+    assert began["lessons"] == result["lessons"] and len(result["lessons"]) == 16
+
+
+def test_a_longer_context_takes_longer_rows(here):
+    options = ["--init", "base", "--demos", "capitals.jsonl", "--context"]
+    assert train.read_lessons(train.parse([*options, "900"])).model.config.context == 900
+    with pytest.raises(BadInput, match="more than 20; shorten it"):
+        train.read_lessons(train.parse([*options, "40", "--max-new-tokens", "8"]))
+    with pytest.raises(BadInput, match="max_position_embeddings is 1024, less than the context of 2000"):
+        train.read_lessons(train.parse([*options, "2000"]))
+
+
+def test_a_chat_models_task_ends_when_its_steps_do(here):
+    options = ["--init", "base", "--demos", "capitals.jsonl"]
+    assert train.parse(options).converged == 0 and train.parse([*options, "--converged", "0.1"]).converged == 0.1
+
+
+def test_the_guard_does_not_take_a_batchs_chance_for_a_bad_teacher(here, monkeypatch):
+    """A ceiling of 0.5 is not below a guard of 0.5; of a batch of 4, 0.25 may be chance, and 0 as well."""
+    def said(model, tokenizer, examples, shown=False, **options):
+        return [e.response if shown and i % 2 == 0 else "?" for i, e in enumerate(examples)]
+
+    monkeypatch.setattr(train, "answers", said)
+    monkeypatch.setattr(train, "accuracy", lambda *_, **__: 0.25)
+    assert run("--guard", "0.5", "--out", "unsure", demos=["capitals.jsonl"])["guard_trips"] == 0
+    # where the ceiling is 1, chance explains nothing
+    monkeypatch.setattr(train, "answers", lambda m, t, examples, shown=False, **_: [e.response for e in examples])
+    assert run("--guard", "0.5", "--out", "sure", demos=["capitals.jsonl"])["guard_trips"] > 0
 
 
 def test_tokens_at_the_beginning_of_a_sample_are_left_out(here):

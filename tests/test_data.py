@@ -4,6 +4,7 @@ import doctest
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -364,6 +365,23 @@ def test_files_of_one_name_are_tasks_of_their_own(tmp_path, monkeypatch):
     assert [t.name for t in into_tasks(read(paths[1:2]), 0, 0)] == ["train"]
 
 
+def test_rows_that_cannot_be_used_are_left_out_where_asked(tmp_path):
+    lines = [line("a", "1"), line("b", "2"), "{", line("c", ""), line("a", "3"), line("d", "word " * 80)]
+    path, reports = write(tmp_path, *lines), []
+    assert pairs(read([path], drop=True, reports=reports)) == [("a", "1"), ("b", "2")]
+    left_out = next(text for text in reports if "cannot be" in text).split("\n")
+    assert left_out[0] == "not used: 4 rows that cannot be:" and sorted(
+        int(re.match(r".*?sums.jsonl:(\d)", text)[1]) for text in left_out[1:]) == [3, 4, 5, 6]
+    with pytest.raises(BadInput) as e:
+        read([path])
+    assert sorted(e.value.args) == sorted(left_out[1:])
+    # a file without a row that can be used is another thing, and so is a task without two
+    for bad in (str(tmp_path / "none.jsonl"), write(tmp_path, "{", name="bad.jsonl"),
+                write(tmp_path, line("e", "1"), "{", name="one.jsonl")):
+        with pytest.raises(BadInput):
+            read([path, bad], drop=True)
+
+
 TEXTS = {"emoji": "👩‍👩‍👧 🌍", "tabs and newlines": "a\tb\r\n c", "right to left": "שלום \u202eعالم",
          "no line end": "a\u2028b\u0085c\x0bd", "NUL": "\0", "long word": "a" * 50, "special token": "<|end|>",
          "accents": "e\u0301é", "quotes": "\"\\/'", "outer space": "  a "}
@@ -400,7 +418,7 @@ def test_what_is_said_twice_counts_once(tmp_path):
     a = write(tmp_path, GOOD, line(), GOOD, line(" 1 +  1\n", "two "), name="a.jsonl")
     assert pairs(read([a, a])) == [("1 + 1", "two"), ("2 + 2", "four")]
     assert report_of([a, a]).splitlines()[2:] == [
-        f"not used: 6 of 8 rows, whose prompts came before with the same answer (the first is {a}:3)"]
+        f"not used: 6 of 8 rows, whose prompts came before (the first is {a}:3)"]
     b = write(tmp_path, GOOD, line(), name="copy.jsonl")   # a task may not vanish unseen
     assert refusal([a, b]).startswith(f"{b}:1: task 'copy' has 0 of the two demonstrations")
 
