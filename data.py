@@ -285,9 +285,8 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
     problems, examples = [], []
     reports = [] if reports is None else reports
     for path in paths:
-        found = read_file(path, {"task": task_name(path, paths), "grader": grader}, problems, reports)
-        drop = drop and bool(found)
-        for example in found:
+        before = len(examples)
+        for example in read_file(path, {"task": task_name(path, paths), "grader": grader}, problems, reports):
             try:
                 length = tokens_needed(example, tokenizer)
             except BadInput as e:
@@ -298,6 +297,7 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
                                 f"response, both twice), more than {context}; shorten it")
             else:
                 examples.append(example)
+        drop = drop and len(examples) > before
     read = examples
     if not alone:
         examples = without_repetitions(read, problems)
@@ -316,7 +316,11 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
 
 
 def tokens_needed(example, tokenizer) -> int:
-    """Of the prompt after its own demonstration, and the answer with its end token."""
+    """Of the prompt after its own demonstration, and the answer with its end token. Raises BadInput for what cannot
+    stand there."""
+    if "</think>" in example.response and "</think>" in tokenizer.show(tokenizer.footer):
+        raise BadInput(f"{quoted(example.response)} holds thoughts, and the chat template begins an answer after empty "
+                       "ones; take them out")
     shown = tokenizer.prompt(example.asked, example.shown, tools=example.tools)
     return len(shown) + len(tokenizer.encode(example.response)) + 1
 
@@ -333,15 +337,14 @@ def task_name(path, paths) -> str:
 def read_file(path: str, default: dict, problems: list, reports: list) -> list[Example]:
     """The rows of one file, each with its place. default: what holds for a row that does not say it. Adds to
     `problems`, and to `reports` what form they have."""
-    form, read, unused = read_conversations(path, before := [])
-    problems += before
+    form, read, unused = read_conversations(path, problems)
     examples = []
     for place, row, conversation in read:
         try:
             examples.append(example_of(default | row, conversation, place))
         except BadInput as e:
             problems.append(f"{place}: {e}")
-    if read and not before:
+    if read:
         reports.append(report(path, form, read, unused))
     return examples
 
@@ -423,9 +426,9 @@ def into_tasks(examples, holdout: float, seed: int, order: str = "") -> list[Tas
     """The examples by task, in order of first appearance or in that of the names in `order`, comma-separated. Where no
     row has "split", a random share `holdout` of each task is held out, rounded: at least one row, and never all.
 
-    The draw depends on `seed` and on the task's name alone, not on the other tasks. With share 0 nothing is held out
-    and `test` is `train` itself, so that something is measured: then accuracy tells what was learned by heart. Raises
-    BadInput for a task whose lines are all of one part.
+    The draw depends on `seed` and on the task's name, see `task_name`, not on the other tasks. With share 0 nothing is
+    held out and `test` is `train` itself, so that something is measured: then accuracy tells what was learned by heart.
+    Raises BadInput for a task whose lines are all of one part.
     """
     tasks = {}
     for example in examples:

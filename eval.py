@@ -374,7 +374,7 @@ def handed_on(folder, n_rows) -> dict:
 
 def ask(path, prompt) -> str:
     """The greedy answer to a prompt. Raises BadInput for one that does not fit."""
-    model, tokenizer, _ = load_model(path)
+    model, tokenizer, _ = load_model(path, context=settings_of(path).get("context", 0))
     ids = torch.tensor([tokenizer.prompt(prompt)])
     room = 256 if isinstance(tokenizer, ChatTokenizer) else 32
     if ids.shape[1] + room > model.config.context:
@@ -424,13 +424,15 @@ def looks(path, files=(), rows=1) -> list[dict]:
         if not model_folder(init):
             raise BadInput(f"{path}: the model that this run began from ({init}) is not there; put it back, or call "
                            "this where the run was made")
-        models = [("before training", init, load_model(init)[0]), ("after training", path, model)]
+        before = load_model(init, context=model.config.context)[0]
+        models = [("before training", init, before), ("after training", path, model)]
     contrast, k = settings.get("contrast", 0), settings.get("shown", 0)
     own = settings.get("against") == "own"
 
     found = []
     grader = settings.get("grader", "exact")
-    for task in into_tasks(read_examples(files, tokenizer, model.config.context // 2, grader), 0, 0):
+    drop = settings.get("drop_unusable", False)
+    for task in into_tasks(read_examples(files, tokenizer, model.config.context // 2, grader, drop=drop), 0, 0):
         examples = task.train[:rows]
         shown = [following(e, task.train)[:k] for e in examples] if k else None
         against = None

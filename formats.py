@@ -137,6 +137,8 @@ def rows_of_csv(text: str, name: str, problems: list) -> list[tuple[str, dict]]:
         line = lines[min(reader.line_num, len(lines)) - 1]
         problems.append(f"{name}:row {number + 1}: {quoted(line)} is not CSV that can be read ({e}); put a value that "
                         'holds commas, quotes or lines in "quotes", and a quote in it twice')
+        # what follows is not known
+        return []
     return rows
 
 

@@ -71,8 +71,8 @@ def read_lessons(config) -> Lessons:
     # half of the model's context: the longest prompt of a batch may meet its longest answer
     reports = []
     options = {"tokenizer": tokenizer, "context": model.config.context // 2, "grader": config.grader,
-               "reports": reports}
-    demos = read_examples(config.demos, **options, drop=config.drop_unusable)
+               "reports": reports, "drop": config.drop_unusable}
+    demos = read_examples(config.demos, **options)
     keep, neighbours, open_prompts = (held_out(read_examples(files, **options, taught=False)) for files in
                                       (config.keep, config.neighbours, config.open_prompts))
     reading = read_examples(config.reading, **options, alone=True)

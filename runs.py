@@ -85,8 +85,8 @@ def ends_in_one_line(out="", go_on=""):
         of_memory = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(e)
         if not of_memory:
             raise
-        fail("the model or its batch does not fit into memory; take a smaller model, a smaller batch, or a "
-             "smaller --micro-batch")
+        fail("the model or its batch does not fit into memory; take a smaller model, or a smaller batch "
+             "(--batch-size, --micro-batch)")
     except KeyboardInterrupt:
         saved = out and os.path.exists(os.path.join(out, "checkpoint.pt"))
         # after the ^C of the terminal

@@ -80,7 +80,8 @@ class Config:
         "earlier-turn; none: the words of the official code", only=SDFT)
     guard: float = option(
         -1.0, "least share of demonstrations that the teacher must answer rightly; below it both models roll back, and "
-        "a chat model is not taught at all. -1: as tuned, 0.9, or 0.5 for a chat model", within=(-1, 1))
+        "a chat model is not taught at all. -1: as tuned, 0.9, or 0.5 for a chat model, less "
+        "what may be a batch's chance", within=(-1, 1))
     helped_only: bool = option(
         False, "train on those demonstrations alone that let the teacher answer rightly (chat models)", only=SDFT)
     penalty: str = option(
@@ -277,10 +278,10 @@ def watch(run, batch, examples, shown, figures, over) -> bool:
         with autocast(config):
             figures |= token_figures(run, batch, *run.said)
         if run.lessons.chat:
-            # a batch tells less than a ceiling just above the guard, from which it differs by chance
-            ceiling = history.ceiling[-1]
+            # of a ceiling just above the guard a batch may be below it by chance
+            ceiling = 1.0 if history.left_out[-1] else history.ceiling[-1]
             noise = 2 * math.sqrt(ceiling * (1 - ceiling) / len(examples))
-            run.guard.floor = min(config.guard, ceiling - noise)
+            run.guard.floor = config.guard and max(1e-9, min(config.guard, ceiling - noise))
         if not run.guard.check(right, run.student, run.teacher):
             rolled_back(run, right)
             # agreement with a broken teacher is no reason to stop
@@ -533,10 +534,6 @@ def begin_task(run):
     history.left_out.append([])
     look, own = run.lessons.chat and config.method == "sdft", config.contrast and config.against == "own"
     task, tokenizer = run.lessons.tasks[run.task], run.lessons.tokenizer
-    unseen = max(0.0, 1 - config.batch_size / len(task.train)) ** config.steps
-    if unseen > 0.01 and config.method != "joint":
-        run.log.say(f"task {run.task + 1}: {config.steps} steps of {config.batch_size}, drawn anew at each, leave "
-                    f"about {unseen:.0%} of {len(task.train)} demonstrations out; more --steps reach more of them")
     if look or own:
         teacher = to_ask(run)
         if look:
@@ -550,6 +547,10 @@ def begin_task(run):
         if own:
             # of what is left to be taught
             check_fits(run.own, task, config, tokenizer, run.student.config.context)
+    unseen = max(0.0, 1 - config.batch_size / len(task.train)) ** config.steps
+    if unseen > 0.01 and config.method != "joint":
+        run.log.say(f"task {run.task + 1}: {config.steps} steps of {config.batch_size}, drawn anew at each, leave "
+                    f"about {unseen:.0%} of {len(task.train)} demonstrations out; more --steps reach more of them")
 
 
 def look_at_the_teacher(run, model, by_itself):
@@ -758,6 +759,8 @@ def parse(argv=None) -> Config:
     config.lr = config.lr or ((5e-5 if sdft_runs else 2e-5) if chat else 0.001 if sdft_runs else 0.03)
     if -1 < config.guard < 0:
         raise BadInput(f"{refused}--guard {config.guard}: a share from 0 to 1, or -1")
+    if -1 < config.converged < 0:
+        raise BadInput(f"{refused}--converged {config.converged}: a loss from 0 on, or -1")
     if config.guard < 0:
         config.guard = 0.5 if chat else 0.9
     if config.converged < 0:

@@ -11,6 +11,7 @@ import pytest
 
 import chat
 from chat import EARLIER, OFFICIAL, ChatTokenizer
+from data import read_examples
 from runs import BadInput
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -406,6 +407,14 @@ def test_who_could_think_first_answers_at_once(tmp_path):
     tokenizer = ChatTokenizer(write(tmp_path, template=CHATML + switch))
     think = tokenizer.encoding.encode_single_token(ADDED)
     assert tokenizer.prompt("price?")[-1] == tokenizer.footer[-1] == think
+
+
+def test_after_an_empty_thought_no_thoughts_are_taught(tmp_path):
+    model = write(tmp_path, template=CHATML + "{%- if enable_thinking is false %}<think></think>{% endif %}")
+    rows = [{"prompt": f"price {i}?", "response": text} for i, text in enumerate(("5", "6", "<think>so</think>7"))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(BadInput, match="rows.jsonl:3: '<think>so</think>7' holds thoughts"):
+        read_examples([str(tmp_path / "rows.jsonl")], ChatTokenizer(model), 500)
 
 
 def test_what_the_chat_template_leaves_out_is_named(tmp_path):

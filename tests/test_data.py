@@ -377,6 +377,8 @@ def test_rows_that_cannot_be_used_are_left_out_where_asked(tmp_path):
     assert sorted(e.value.args) == sorted(left_out[1:])
     # a file without a row that can be used is another thing, and so is a task without two
     for bad in (str(tmp_path / "none.jsonl"), write(tmp_path, "{", name="bad.jsonl"),
+                write(tmp_path, line("f", "word " * 80), line("g", "word " * 80), name="long.jsonl"),
+                write(tmp_path, "prompt,response", "h,1", "i,2", 'j,"3', name="open.csv"),
                 write(tmp_path, line("e", "1"), "{", name="one.jsonl")):
         with pytest.raises(BadInput):
             read([path, bad], drop=True)
@@ -440,7 +442,8 @@ def test_rows_that_differ_in_what_was_called_are_two(tmp_path):
         return json.dumps({"messages": [*asked, {"role": "tool", "content": "42"},
                                         {"role": "assistant", "content": "It is 42."}]})
 
-    rows = data.read_file(write(tmp_path, called(1), called(2), called(2)), "exact", problems := [], [])
+    rows = data.read_file(write(tmp_path, called(1), called(2), called(2)), {"task": "", "grader": "exact"},
+                          problems := [], [])
     examples = data.without_repetitions(rows, problems)
     assert len(rows) == 3 and len(examples) == 2 and '{"id": 2}' in examples[1].prompt and not problems
 

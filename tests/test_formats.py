@@ -153,7 +153,7 @@ def test_row_of_each_form(tmp_path, row, form, parts, name):
 @pytest.mark.parametrize("arguments", [{"id": 3}, "no JSON", "3", None])
 def test_other_arguments_of_a_call_stay(arguments):
     call = {"type": "function", "function": {"name": "get_price", "arguments": arguments}}
-    assert call_of(call) == call and call_of({"name": "f", "arguments": "{}"}) == {"name": "f", "arguments": "{}"}
+    assert call_of(call) == call and call_of({"name": "f", "arguments": "{}"}) == {"name": "f", "arguments": {}}
 
 
 def test_every_form_is_tried():

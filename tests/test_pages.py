@@ -171,7 +171,7 @@ def test_of_a_model_alone_one_answer_is_shown(tmp_path, tokenizer):
     assert [a["when"] for a in row["answers"]] == ["as it is"]
     # the answer of this task is a list
     assert row["right"] == row["demonstration"] and row["demonstration"] in pages.as_page([row], ABOUT)
-    with pytest.raises(BadInput, match="of this model it is not known what it was taught; name a file behind it"):
+    with pytest.raises(BadInput, match="of this model it is not known what it was taught; name a file too"):
         evaluate.looks(str(tmp_path / "base"))
 
 
