@@ -456,7 +456,8 @@ def test_what_shows_only_once_the_run_has_begun(here, capsys):
 SPECIAL = {
     "out": st.sampled_from(["run", "old", "a/b", "é 🌍"]), "init": st.sampled_from(["base", "base/model"]),
     "device": st.sampled_from(["cpu", "auto", "cpu:0"]), "task_order": st.sampled_from(["sums", "", "sums,"]),
-    "guard": st.just(-1.0) | st.floats(0, 1)}
+    "guard": st.just(-1.0) | st.floats(0, 1), "converged": st.just(-1.0) | st.floats(0, 1e3),
+    "context": st.just(0)}
 SPECIAL |= {name: st.just("sums.jsonl") for name in ("demos", "keep", "reading", "neighbours")}
 ODD = ["", " ", "\0", "\n", "a\nb", "\x1b[2J", "\ud800", "\udcff", "é🌍", "\u2028", "%s %(prog)s", "nan", "-nan", "inf",
        "-inf", "1e999", "-1", "0", "1", "0.5", "1_0", "1e9", "9" * 5000, "١", "-", "--", "-h", "--help", "--no-bf16",
@@ -495,7 +496,7 @@ HAPPENS = st.sampled_from([None] * 12 + STRIKES)
 
 def arguments(module):
     pairs = st.sampled_from(dataclasses.fields(module.Config)).flatmap(pair)
-    frames, more = st.sampled_from(FRAMES[module]), st.lists(pairs, max_size=4)
+    frames, more = st.sampled_from(FRAMES[module]), st.lists(pairs, max_size=3)
     return st.builds(lambda frame, more, stray: frame + sum(more, []) + stray, frames, more, STRAY)
 
 
