@@ -291,8 +291,8 @@ def watch(run, batch, examples, shown, figures, over) -> bool:
 
 
 def who_answers(run, batch):
-    """The sample(student, prompt, length) of a step: the teacher answers a share of the rows, shown
-    its demonstrations, and the student the others, the bare prompts."""
+    """The sample(student, prompt, length) of a step: the teacher answers a share of the rows, shown its
+    demonstrations, and the student the others, the bare prompts."""
     config = run.config
     share, room = share_of_teacher(config.sampler), config.max_new_tokens or batch.room
     answer = functools.partial(run.sample, n_new=room, temperature=config.temperature)
@@ -757,14 +757,11 @@ def parse(argv=None) -> Config:
     sdft_runs, chat = config.method == "sdft", is_chat(config.init)
     config.device = find_device(config.device)
     config.lr = config.lr or ((5e-5 if sdft_runs else 2e-5) if chat else 0.001 if sdft_runs else 0.03)
-    if -1 < config.guard < 0:
-        raise BadInput(f"{refused}--guard {config.guard}: a share from 0 to 1, or -1")
-    if -1 < config.converged < 0:
-        raise BadInput(f"{refused}--converged {config.converged}: a loss from 0 on, or -1")
-    if config.guard < 0:
-        config.guard = 0.5 if chat else 0.9
-    if config.converged < 0:
-        config.converged = 0.0 if chat else 0.01
+    for name, within, tuned in (("guard", "a share from 0 to 1", 0.5 if chat else 0.9),
+                                ("converged", "a loss from 0 on", 0.0 if chat else 0.01)):
+        if -1 < (value := getattr(config, name)) < 0:
+            raise BadInput(f"{refused}{flag(name)} {value}: {within}, or -1")
+        setattr(config, name, tuned if value < 0 else value)
     config.warmup = config.warmup or (5 if chat else 1)
     config.steps = config.steps or (150 if sdft_runs else 300)
     # with sdft all strengths of self-replay that were tried did equally well
