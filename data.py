@@ -294,7 +294,7 @@ def read_examples(paths, tokenizer, context: int, grader: str = "exact", alone: 
                 continue
             if length > context:
                 problems.append(f"{example.place}: {quoted(example.prompt)} takes {length} tokens (prompt and "
-                                f"response, both twice), more than {context}; shorten it")
+                                f"response, both twice), more than {context}, half of the context; shorten it")
             else:
                 examples.append(example)
         drop = drop and len(examples) > before

@@ -384,7 +384,7 @@ def test_what_is_taught_and_asked_to_be_kept_is_told(here, capsys):
 def test_a_longer_context_takes_longer_rows(here):
     options = ["--init", "base", "--demos", "capitals.jsonl", "--context"]
     assert train.read_lessons(train.parse([*options, "900"])).model.config.context == 900
-    with pytest.raises(BadInput, match="more than 20; shorten it"):
+    with pytest.raises(BadInput, match="more than 20, half of the context; shorten it"):
         train.read_lessons(train.parse([*options, "40", "--max-new-tokens", "8"]))
     with pytest.raises(BadInput, match="max_position_embeddings is 1024, less than the context of 2000"):
         train.read_lessons(train.parse([*options, "2000"]))
