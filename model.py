@@ -90,8 +90,9 @@ def rotate(x, cos, sin):
 def plain_attention(q, k, v, attn_mask):
     """What F.scaled_dot_product_attention computes, written out. q (B, H, T, K), k and v (B, H, S, K); mask True =
     may look."""
-    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5                                        # (B, H, T, S)
-    return scores.masked_fill(~attn_mask, float("-inf")).softmax(dim=-1) @ v
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)                                     # (B, H, T, S)
+    scores += torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, float("-inf"))
+    return scores.softmax(dim=-1) @ v
 
 
 def attention(q, k, v, mask=None):
@@ -101,13 +102,13 @@ def attention(q, k, v, mask=None):
     themselves, but not beside a mask: torch then takes its slow one.
     """
     (B, H, T, K), G, S = q.shape, k.shape[1], k.shape[2]
-    # on a CPU the backward pass of torch's kernel takes six times as long as the plain one's in bf16, less in fp32
-    slow = q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if mask is None and not slow:
+    # on a CPU torch's kernel takes up to five times as long as the plain one, but never writes all the scores
+    plain = q.device.type == "cpu" and S <= PLAIN
+    if mask is None and not plain:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H > G)
     if mask is None:
-        mask = torch.ones(T, S, dtype=torch.bool).tril()
-    kernel = plain_attention if slow else F.scaled_dot_product_attention
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
+    kernel = plain_attention if plain else F.scaled_dot_product_attention
     y = kernel(q.reshape(B, G, H // G * T, K), k, v, attn_mask=mask.repeat(1, 1, H // G, 1))
     return y.reshape(B, H, T, K)
 
@@ -149,6 +150,8 @@ def shared_prefix(tokens, length=None):
     return n if n >= 8 else 0
 
 
+# Up to how many keys a CPU writes all scores of attention out.
+PLAIN = 512
 # After how many tokens `generate` asks whether all rows have ended; a GPU has to be waited for.
 LOOK = {"cpu": 1}
 
@@ -404,21 +407,16 @@ class Sampler:
     """sample(model, prompt, length, n_new), counted: everything that a loss needs is generated here; what looks at the
     teacher and tests generate is not counted.
 
-    bf16: a copy in bf16 answers, its weights brought up to date at each call. A step that writes one token reads every
-    weight, so it takes half the time; the losses of what is sampled are those of the model itself.
+    bf16: a copy in bf16 answers, made at each call and gone after it. A step that writes one token reads every weight,
+    so it takes half the time; the losses of what is sampled are those of the model itself.
     """
 
     def __init__(self, end, bf16=False):
-        self.end, self.bf16 = end, bf16
-        self.tokens, self.copy = 0, None
+        self.end, self.bf16, self.tokens = end, bf16, 0
 
     @torch.no_grad()
     def __call__(self, model, prompt, length, n_new, end=None, temperature=1.0):
-        if self.bf16:
-            self.copy = self.copy or bf16_copy(model)
-            for copied, weight in zip(self.copy.parameters(), model.parameters()):
-                copied.copy_(weight)
-            model = self.copy
+        model = bf16_copy(model) if self.bf16 else model
         # a copy in bf16 needs no casts
         with torch.autocast(prompt.device.type, enabled=False) if self.bf16 else contextlib.nullcontext():
             response, mask = model.generate(prompt, length, n_new, self.end if end is None else end, temperature)

@@ -750,26 +750,28 @@ def commits_text(file) -> str:
 
 
 def step_text(figures) -> str:
-    lines = ["| part of a step, each timed apart | ms |", "|---|---:|"]
-    lines += [f"| {'**whole step**' if part == 'step' else part} | {v} |"
-              for part, v in figures["milliseconds"].items()]
-    real = figures.get("real")
-    if real:
-        lines.append(f"| **whole step of {real['model']}** (plain SDFT, 16 rows, 24 tokens, "
-                     f"{'bf16' if real.get('bf16', True) else 'fp32'}) | "
-                     f"{real['milliseconds']['step']:,.0f} |")
-    if "trl" in figures:
-        lines += [f"| the same work by TRL {figures['trl']['version']} | {figures['trl']['step']} |"]
-        if real:
-            lines.append(f"| that of {real['model']} by TRL | {real['trl']['step']:,.0f} |")
-        low, high = min(figures["times_faster_than_trl"]), max(figures["times_faster_than_trl"])
-        text = f"TRL takes {low:.1f} to {high:.1f} times as long"
-        if real:
-            low, high = min(real["times_faster_than_trl"]), max(real["times_faster_than_trl"])
-            text += (f", and of {real['model']} {low:.1f} to {high:.1f} times, in {real['trl_peak_mb']:,} MB at most "
-                     f"where ours takes {real['peak_mb']:,}")
-        lines += ["", textwrap.fill(f"{text}; timed alternately in one run on a {figures['machine']}.", 120)]
-    return "\n".join(lines)
+    """Of each model the parts of a step, what they must do, and TRL's step."""
+    texts = []
+    for name, what in ("small", "the small world"), ("real", "SmolLM2 (plain SDFT, 16 rows, 24 tokens)"):
+        if not (found := figures.get(name)):
+            continue
+        lines = [f"| part of a step of {what}, each timed apart | ms | GFLOP | GB | at these speeds, ms | share |",
+                 "|---|---:|---:|---:|---:|---:|"]
+        for part, row in found["parts"].items():
+            part = "**whole step**" if part == "step" else part
+            lines.append(f"| {part} | {row['ms']:,.1f} | {row['gflop']:,.1f} | {row['gb']:.2f} | "
+                         f"{row['floor_ms']:,.1f} | {row['floor_ms'] / row['ms']:.0%} |")
+        text = (f"This machine multiplies large matrices in {'bf16' if found['bf16'] else 'fp32'} at "
+                f"{found['gflop_per_s']:,.0f} GFLOP/s and copies {found['gb_per_s']:.0f} GB/s: the share is what the "
+                "slower of the two would take of the time, if nothing were fused or lay in a cache.")
+        if "trl" in found:
+            low, high = min(found["times_faster_than_trl"]), max(found["times_faster_than_trl"])
+            text += (f" Alternately in one run: a step of ours takes {found['step_ms']:,.0f} ms, one of TRL "
+                     f"{found['trl']['version']} {found['trl']['step_ms']:,.0f} ms, {low:.2f} to {high:.2f} times it")
+            text += (f", in {found['trl_peak_mb']:,} MB at most where ours takes {found['peak_mb']:,}"
+                     if "peak_mb" in found else "") + "."
+        texts.append("\n".join(lines) + "\n\n" + textwrap.fill(text, 120))
+    return "\n\n".join(texts)
 
 
 def kernel_text(figures) -> str:

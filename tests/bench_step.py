@@ -10,11 +10,13 @@ fp32, and no end token, so that every answer has its full length. Each runs as i
 that train.py chooses, TRL with torch's choice. A real model: the facts of examples/facts.py, 16 rows, the official
 words, the student's samples of at most 24 tokens, full logits, forward KL, AdamW, bf16 products of fp32 weights (for
 both fp32 ones, where a trial finds them faster); a step is the time from one's end to the next one's, in train.py and
-in TRL's trainer. All on the CPU, whatever else is there (steps on a GPU: gpu.py). Writes results/step_cpu.json.
+in TRL's trainer. Of each part of a step what it must do is counted, and what that would take at the speeds of the
+machine. All on the CPU, whatever else is there (steps on a GPU: gpu.py). Writes results/step_cpu.json.
 """
 import argparse
 import contextlib
 import copy
+import functools
 import json
 import os
 import statistics
@@ -27,60 +29,147 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 B, P, Q, R, V, D, L, H = 64, 8, 29, 12, 512, 128, 3, 4
 
 
-def ours(steps):
-    """Median milliseconds of a whole step, and of its parts timed apart."""
-    sys.path.insert(0, ROOT)
+def small():
+    """Student, optimiser, batch and sampling of the small world's work."""
     import torch
 
-    import sdft
     from data import Batch
     from model import GPT, GPTConfig
-    from runs import set_up_machine
 
-    set_up_machine("cpu")                                  # as train.py does
     torch.manual_seed(0)
     student = GPT(GPTConfig(V, L, H, D))
     torch.nn.init.normal_(student.head.weight, std=0.02)
-    teacher = copy.deepcopy(student).requires_grad_(False)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     words = torch.randint(0, V, (B, Q))
     short, long = torch.full((B,), P), torch.full((B,), Q)
     batch = Batch(words[:, :P], short, words, long, words[:, :R], torch.ones(B, R, dtype=torch.bool))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    return student, optimizer, batch, lambda model, prompt, n: model.generate(prompt, n, R, end=-1)
 
-    def sample(model, prompt, n):
-        return model.generate(prompt, n, R, end=-1)
 
-    def median(f):
-        f(), f()
-        times = []
-        for _ in range(steps):
-            began = time.perf_counter()
-            f()
-            times.append(1000 * (time.perf_counter() - began))
-        return statistics.median(times)
+def real(folder, facts, bf16):
+    """Those of a real model's."""
+    from chat import ChatTokenizer
+    from data import collate, read_examples
+    from model import GPT, Sampler
+    from train import adamw
 
-    response, mask = sample(student, batch.prompt, batch.length)
-    target = sdft.score(teacher, batch.demo_prompt, batch.demo_length, response)
+    student, tokenizer = GPT.from_pretrained(folder), ChatTokenizer(folder)
+    batch = collate([e for e in read_examples([facts], tokenizer, 2048) if e.split == "train"][:16], tokenizer)
+    sampler = Sampler(tokenizer.end, bf16)
+    return student, adamw(student, 5e-5), batch, lambda model, prompt, n: sampler(model, prompt, n, 24)
 
-    def student_pass():
-        sdft.distill_loss(sdft.score(student, batch.prompt, batch.length, response), target, mask).backward()
+
+def counted(f) -> tuple[float, float]:
+    """What f() has to do: 1e9 operations of its matrix products, and 1e9 bytes that its operations on tensors read and
+    write, as if none were fused with the next, and nothing lay in a cache."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class Bytes(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            out = op(*args, **(kwargs or {}))
+            # a view moves nothing
+            if not any(r.alias_info and not r.alias_info.is_write for r in op._schema.returns):
+                said = [x.nbytes for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+                read = [x.nbytes for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+                # of a table as much is read as is written
+                some = any(part in op.name() for part in ("embedding", "index", "gather", "scatter"))
+                Bytes.total += sum(said) + (sum(min(n, sum(said)) for n in read) if some else sum(read))
+            return out
+
+    def of_the_loss(student, head, teachers, *_, **__):
+        # products with the head: logits of the student and of each teacher, and two gradients
+        return 2 * (3 + teachers[0]) * student[0] * student[1] * head[0]
+
+    own = {torch.ops.sdft.linear_divergence: of_the_loss}
+    with FlopCounterMode(display=False, custom_mapping=own) as flops, Bytes():
+        f()
+    return flops.get_total_flops() / 1e9, Bytes.total / 1e9
+
+
+def machine(bf16) -> dict:
+    """What this machine does: matrix products of a size at which it is fast, and a copy that no cache holds."""
+    import torch
+
+    from bench_kernel import copy_bandwidth, milliseconds
+
+    a = torch.ones(2048, 2048, dtype=torch.bfloat16 if bf16 else torch.float32)
+    return {"gflop_per_s": round(2 * 2048**3 / 1e6 / milliseconds(lambda: a @ a, "cpu", 2), 1),
+            "gb_per_s": round(copy_bandwidth("cpu"), 1)}
+
+
+def profile(work, bf16) -> dict:
+    """{"bf16", "gflop_per_s", "gb_per_s", "parts": {part of a step: {"ms", "gflop", "gb", "floor_ms"}}}. Each part is
+    timed and counted apart; its floor is the longer of what its products and its bytes take at the machine's speeds."""
+    import torch
+
+    import sdft
+    from bench_kernel import milliseconds
+
+    student, optimizer, batch, sample = work
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    linear, speeds = student.config.vocab_size > 8192, machine(bf16)
+    prompt, shown = (batch.prompt, batch.length), (batch.demo_prompt, batch.demo_length)
+    response, mask = sample(student, *prompt)
+
+    def score(model, asked):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return sdft.score(model, *asked, response, mask, return_hidden=linear)
+
+    with torch.no_grad():
+        target = score(teacher, shown)
+        out = score(student, prompt)
+    back = torch.randn_like(out)
+
+    def loss():
+        leaf = out.detach().requires_grad_()
+        if linear:
+            sdft.linear_distill_loss(leaf, student.head.weight, target, teacher.head.weight, mask).backward()
+        else:
+            sdft.distill_loss(leaf, target, mask).backward()
 
     def update():
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        sdft.ema_update(teacher, student, 0.99)
 
-    return {
-        "step": median(lambda: sdft.sdft_step(student, teacher, optimizer, batch, sample)),
-        "sampling": median(lambda: sample(student, batch.prompt, batch.length)),
-        "teacher": median(lambda: sdft.score(teacher, batch.demo_prompt, batch.demo_length, response)),
-        "student, loss, backward": median(student_pass),
-        "optimiser, EMA": median(update),
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            sdft.sdft_step(student, teacher, optimizer, batch, sample, linear=linear)
+
+    parts = {
+        "sampling": lambda: sample(student, *prompt),
+        "teacher": torch.no_grad()(lambda: score(teacher, shown)),
+        "student, forward and backward": lambda: score(student, prompt).backward(back),
+        "loss" + ", and the head's gradient" * linear: loss,
+        "optimiser": update,
+        "EMA": lambda: sdft.ema_update(teacher, student, 0.98),
+        "step": step,
     }
+    found = {}
+    for name, part in parts.items():
+        ms, (gflop, gb) = milliseconds(part, "cpu", seconds=5), counted(part)
+        floor = 1000 * max(gflop / speeds["gflop_per_s"], gb / speeds["gb_per_s"])
+        found[name] = {"ms": round(ms, 1), "gflop": round(gflop, 2), "gb": round(gb, 3), "floor_ms": round(floor, 1)}
+    return {"bf16": bf16, **speeds, "parts": found}
 
 
-def ours_of(folder, facts, steps):
+def timed(steps) -> dict:
+    """Median milliseconds of the small world's step."""
+    import sdft
+    from bench_kernel import milliseconds
+
+    student, optimizer, batch, sample = small()
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    step = functools.partial(sdft.sdft_step, student, teacher, optimizer, batch, sample)
+    return {"step": milliseconds(step, "cpu", seconds=60, most=steps)}
+
+
+def timed_of(folder, facts, steps) -> dict:
     """Median milliseconds of train.py's step on a real model, and the most memory of the process."""
-    sys.path.insert(0, ROOT)
     import sdft
     import train
     from runs import peak_mb
@@ -182,21 +271,35 @@ def alternately(rounds, ours, trl):
                 done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
                 if done.returncode:
                     sys.exit(done.stderr)
-                said[name].append(json.loads(done.stdout.splitlines()[-1]))
+                said[name].append(found := json.loads(done.stdout.splitlines()[-1]))
+                print(f"{name}: {found.get('step') or found['parts']['step']['ms']:,.0f} ms a step", flush=True)
     return said
 
 
 def compared(said) -> dict:
-    """Medians over the rounds, and how often TRL's step contains ours in each."""
+    """Medians over the rounds, the most memory, and how often TRL's step contains ours in each round."""
     ours, trl = said["ours"], said["trl"]
-    figures = {"milliseconds": {k: round(statistics.median(r[k] for r in ours), 1) for k in ours[0] if k != "peak_mb"}}
+    figures = {"step_ms": round(statistics.median(r["step"] for r in ours), 1)}
     for name, rounds in (("peak_mb", ours), ("trl_peak_mb", trl)):
         if rounds and "peak_mb" in rounds[0]:
             figures[name] = max(r["peak_mb"] for r in rounds)
     if trl:
-        figures["trl"] = {"version": trl[0]["version"], "step": round(statistics.median(r["step"] for r in trl), 1)}
+        figures["trl"] = {"version": trl[0]["version"], "step_ms": round(statistics.median(r["step"] for r in trl), 1)}
         figures["times_faster_than_trl"] = [round(t["step"] / o["step"], 2) for o, t in zip(ours, trl)]
     return figures
+
+
+def worker(what, folder, facts, steps) -> dict:
+    """What a process of its own finds out: "profile" or "time", of the model in a folder or, without, the small one."""
+    from runs import bf16_pays, set_up_machine
+
+    # as train.py does
+    set_up_machine("cpu")
+    if what == "time":
+        return timed_of(folder, facts, steps) if folder else timed(steps)
+    if low := bool(folder) and bf16_pays():
+        set_up_machine("cpu", bf16=True)
+    return profile(real(folder, facts, low) if folder else small(), low)
 
 
 def main():
@@ -205,33 +308,36 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="alternations with TRL")
     parser.add_argument("--trl-python", help="a Python that can import trl; without it our step alone is timed")
     parser.add_argument("--real", default="", help="folder of a real model: its step is timed too")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=["profile", "time"], help=argparse.SUPPRESS)
     parser.add_argument("--facts", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    sys.path[:0] = [ROOT, os.path.join(ROOT, "examples")]
     if args.worker:
-        print(json.dumps(ours_of(args.real, args.facts, args.steps) if args.real else ours(args.steps)))
+        print(json.dumps(worker(args.worker, args.real, args.facts, args.steps)))
         return
 
-    sys.path[:0] = [ROOT, os.path.join(ROOT, "examples")]
     import facts
     from chat import OFFICIAL
-    from runs import bf16_pays, provenance, set_up_machine, write_json
+    from runs import provenance, write_json
 
-    us, them = [sys.executable, __file__, "--worker", "--steps"], args.trl_python and [args.trl_python, "-c"]
-    shape = [B, P, Q, R, V, D, L, H, args.steps]
-    said = alternately(args.rounds, [*us, args.steps], them and [*them, TRL, *shape])
+    def of(steps, trl, *model):
+        us = [sys.executable, __file__, "--steps", steps, *model, "--worker"]
+        (profiled,) = alternately(1, [*us, "profile"], None)["ours"]
+        them = args.trl_python and [args.trl_python, "-c", *trl(profiled["bf16"])]
+        return profiled | compared(alternately(args.rounds, [*us, "time"], them))
+
     command = f"python tests/bench_step.py --steps {args.steps} --rounds {args.rounds}" + (
-        " --trl-python ..." * bool(them) + f" --real {args.real}" * bool(args.real))
-    figures = {**provenance(), "command": command, **compared(said)}
+        " --trl-python ..." * bool(args.trl_python) + f" --real {args.real}" * bool(args.real))
+    figures = {**provenance(), "command": command,
+               "small": of(args.steps, lambda _: [TRL, B, P, Q, R, V, D, L, H, args.steps])}
     if args.real:
-        set_up_machine("cpu")
-        steps, bf16 = max(1, args.steps // 3), bf16_pays()
+        steps, template = max(1, args.steps // 3), OFFICIAL.replace("{demo}", "{privileged_context}")
         with tempfile.TemporaryDirectory() as folder:
             facts.write(facts.Config(out=folder))
-            rows, template = os.path.join(folder, "teach.jsonl"), OFFICIAL.replace("{demo}", "{privileged_context}")
-            said = alternately(args.rounds, [*us, steps, "--real", args.real, "--facts", rows],
-                               them and [*them, TRL_OF, args.real, rows, steps, template, bf16])
-        figures["real"] = {"model": os.path.basename(os.path.abspath(args.real)), "bf16": bf16, **compared(said)}
+            rows = os.path.join(folder, "teach.jsonl")
+            figures["real"] = {"model": os.path.basename(os.path.abspath(args.real))} | of(
+                steps, lambda bf16: [TRL_OF, args.real, rows, steps, template, bf16],
+                "--real", args.real, "--facts", rows)
     print(json.dumps(figures, indent=1))
     write_json(os.path.join(ROOT, "results", "step_cpu.json"), figures)
 

@@ -18,7 +18,7 @@ import train
 from chat import OFFICIAL
 from conftest import random_gpt
 from data import Example, read_examples
-from model import GPT, Sampler, bf16_copy
+from model import GPT, Sampler
 from runs import BadInput, locked
 from test_chat import FILES, write
 from test_train import equal, raise_after, saved_by, teach
@@ -429,16 +429,19 @@ def test_the_last_checkpoint_of_a_run_keeps_no_moments(here, monkeypatch):
 
 
 def test_a_copy_in_bf16_answers_with_the_weights_of_now():
-    gpt, sample = random_gpt(0), Sampler(end=9, bf16=True)
+    gpt, sample, said = random_gpt(0), Sampler(end=9, bf16=True), []
     prompt, length = torch.randint(300, 900, (4, 6)), torch.full((4,), 6)
-    sample(gpt, prompt, length, 8)
-    with torch.no_grad():
-        for p in gpt.parameters():
-            p.mul_(-1.5)
-    sample(gpt, prompt, length, 8)
-    for now, copied in zip(gpt.parameters(), sample.copy.parameters()):
-        assert copied.dtype == torch.bfloat16 and torch.equal(copied, now.bfloat16())
-    assert bf16_copy(gpt).cos.dtype == torch.float32 and gpt.embed.weight.dtype == torch.float32
+    for _ in range(2):
+        response, mask = sample(gpt, prompt, length, 8, temperature=0)
+        by_hand = copy.deepcopy(gpt).bfloat16()
+        by_hand.derive()                                   # the rotary tables stay fp32
+        expected = by_hand.generate(prompt, length, 8, 9, temperature=0)
+        assert torch.equal(response, expected[0]) and torch.equal(mask, expected[1])
+        said.append(response.tolist())
+        with torch.no_grad():
+            for p in gpt.parameters():
+                p.mul_(-1.5)
+    assert said[0] != said[1] and gpt.embed.weight.dtype == torch.float32
 
 
 def test_dreams_of_a_chat_model_stand_behind_its_header(here):

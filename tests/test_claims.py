@@ -593,7 +593,10 @@ def test_unknown_option_one_line(capsys):
 
 
 def test_readme_tables_come_from_results(tmp_path):
-    write_json(str(tmp_path / "step_cpu.json"), {"milliseconds": {"step": 12.5}})
+    write_json(str(tmp_path / "step_cpu.json"), {"small": {
+        "bf16": False, "gflop_per_s": 200.0, "gb_per_s": 20.0, "step_ms": 13.0,
+        "trl": {"version": "1", "step_ms": 26.0}, "times_faster_than_trl": [1.9, 2.1],
+        "parts": {"step": {"ms": 12.5, "gflop": 1.0, "gb": 0.05, "floor_ms": 5.0}}}})
     evidence = {"id": "i", "claim": "c", "source": "paper", "figure": {"x": 0.5}, "ci95": {"x": 0.01}, "seeds": [0, 1],
                 "verdict": "holds"}
     write_json(str(tmp_path / "evidence.json"), {"claims": [evidence]})
@@ -601,7 +604,8 @@ def test_readme_tables_come_from_results(tmp_path):
     readme.write_text("before\n<!-- step -->\nold\n<!-- end -->\n<!-- claims -->\nold\n<!-- end -->\nafter\n")
     claims.write_readme(str(readme), str(tmp_path))
     text = readme.read_text()
-    assert "| **whole step** | 12.5 |" in text and "50.0 ± 1.0" in text and "\nold\n" not in text
+    assert "| **whole step** | 12.5 | 1.0 | 0.05 | 5.0 | 40% |" in text and "1.90 to 2.10 times" in text
+    assert "50.0 ± 1.0" in text and "\nold\n" not in text
     assert text.startswith("before") and text.endswith("after\n")
 
 
