@@ -761,9 +761,10 @@ def step_text(figures) -> str:
             part = "**whole step**" if part == "step" else part
             lines.append(f"| {part} | {row['ms']:,.1f} | {row['gflop']:,.1f} | {row['gb']:.2f} | "
                          f"{row['floor_ms']:,.1f} | {row['floor_ms'] / row['ms']:.0%} |")
-        text = (f"This machine multiplies large matrices in {'bf16' if found['bf16'] else 'fp32'} at "
-                f"{found['gflop_per_s']:,.0f} GFLOP/s and copies {found['gb_per_s']:.0f} GB/s: the share is what the "
-                "slower of the two would take of the time, if nothing were fused or lay in a cache.")
+        text = (f"Timed on a {figures['machine']}, which multiplies large matrices in "
+                f"{'bf16' if found['bf16'] else 'fp32'} at {found['gflop_per_s']:,.0f} GFLOP/s and copies "
+                f"{found['gb_per_s']:.0f} GB/s: the share is what the slower of the two would take of the time, if "
+                "nothing were fused or lay in a cache.")
         if "trl" in found:
             low, high = min(found["times_faster_than_trl"]), max(found["times_faster_than_trl"])
             text += (f" Alternately in one run: a step of ours takes {found['step_ms']:,.0f} ms, one of TRL "

@@ -15,7 +15,6 @@ machine. All on the CPU, whatever else is there (steps on a GPU: gpu.py). Writes
 """
 import argparse
 import contextlib
-import copy
 import functools
 import json
 import os
@@ -109,10 +108,12 @@ def profile(work, bf16) -> dict:
 
     import sdft
     from bench_kernel import milliseconds
+    from model import frozen_copy
+    from train import LINEAR_FROM
 
     student, optimizer, batch, sample = work
-    teacher = copy.deepcopy(student).requires_grad_(False)
-    linear, speeds = student.config.vocab_size > 8192, machine(bf16)
+    teacher = frozen_copy(student)
+    linear, speeds = student.config.vocab_size >= LINEAR_FROM, machine(bf16)
     prompt, shown = (batch.prompt, batch.length), (batch.demo_prompt, batch.demo_length)
     response, mask = sample(student, *prompt)
 
@@ -161,10 +162,10 @@ def timed(steps) -> dict:
     """Median milliseconds of the small world's step."""
     import sdft
     from bench_kernel import milliseconds
+    from model import frozen_copy
 
     student, optimizer, batch, sample = small()
-    teacher = copy.deepcopy(student).requires_grad_(False)
-    step = functools.partial(sdft.sdft_step, student, teacher, optimizer, batch, sample)
+    step = functools.partial(sdft.sdft_step, student, frozen_copy(student), optimizer, batch, sample)
     return {"step": milliseconds(step, "cpu", seconds=60, most=steps)}
 
 

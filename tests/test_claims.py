@@ -593,7 +593,7 @@ def test_unknown_option_one_line(capsys):
 
 
 def test_readme_tables_come_from_results(tmp_path):
-    write_json(str(tmp_path / "step_cpu.json"), {"small": {
+    write_json(str(tmp_path / "step_cpu.json"), {"machine": "2-core CPU", "small": {
         "bf16": False, "gflop_per_s": 200.0, "gb_per_s": 20.0, "step_ms": 13.0,
         "trl": {"version": "1", "step_ms": 26.0}, "times_faster_than_trl": [1.9, 2.1],
         "parts": {"step": {"ms": 12.5, "gflop": 1.0, "gb": 0.05, "floor_ms": 5.0}}}})
@@ -605,6 +605,7 @@ def test_readme_tables_come_from_results(tmp_path):
     claims.write_readme(str(readme), str(tmp_path))
     text = readme.read_text()
     assert "| **whole step** | 12.5 | 1.0 | 0.05 | 5.0 | 40% |" in text and "1.90 to 2.10 times" in text
+    assert "2-core CPU" in text
     assert "50.0 ± 1.0" in text and "\nold\n" not in text
     assert text.startswith("before") and text.endswith("after\n")
 
