@@ -75,8 +75,7 @@ class Replay(Penalty):
         old = collate(self.rng.choices(stored, k=self.batch_size), self.tokenizer).to(batch.prompt.device)
 
         def supervised(student):
-            logits = sdft.score(student, old.prompt, old.length, old.response, old.response_mask)
-            return sdft.sft_loss(logits, old.response, old.response_mask)
+            return sdft.sft_loss(student, old.prompt, old.length, old.response, old.response_mask)
 
         return supervised
 
@@ -212,8 +211,7 @@ def fisher(model, prompt, length, sample, longest) -> list:
     information = [torch.zeros_like(p) for p in model.parameters()]
     for i in range(len(prompt)):
         row = slice(i, i + 1)
-        logits = sdft.score(model, prompt[row], length[row], response[row])
-        loss = sdft.sft_loss(logits, response[row], mask[row], denominator=1)
+        loss = sdft.sft_loss(model, prompt[row], length[row], response[row], mask[row], denominator=1)
         for f, g in zip(information, torch.autograd.grad(loss, list(model.parameters()))):
             f += g.square() / len(prompt)
     return information

@@ -237,6 +237,13 @@ def keep_memory():
         set_option(-1, -1)
 
 
+def give_back_memory():
+    """The other half of that, now and then: what is free lies in pieces, in which a large tensor finds no place, and of
+    a chat model's run the process grew from 7 to 11.7 GB in 80 steps."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def find_device(device) -> str:
     """The device that is meant: "auto" is cuda where there is one. Raises BadInput for one that is not here."""
     if device == "auto":

@@ -29,8 +29,11 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from divergence import contrasted, distill_loss, linear_distill_loss
+
+LOGITS = 2**24                    # of the supervised loss at once, 64 MB
 
 
 def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward", beta=0.5, alpha=0.0, ema_decay=0.98,
@@ -66,8 +69,9 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
             loss = (1 - alpha) * distilled
         if alpha > 0:
             demonstrated = batch.response[rows], batch.response_mask[rows]
-            logits = score(student, batch.prompt[rows], batch.length[rows], *demonstrated)
-            loss = loss + alpha * sft_loss(logits, *demonstrated, denominator=batch.response_mask.sum())
+            supervised = sft_loss(student, batch.prompt[rows], batch.length[rows], *demonstrated,
+                                  denominator=batch.response_mask.sum())
+            loss = loss + alpha * supervised
         loss.backward()
         total += loss.item()
     if penalty is not None:
@@ -143,10 +147,26 @@ def score(model, prompt, length, response, mask=None, **options):
     return model(tokens[:, :-1], at=length[:, None] - 1 + t, **options)
 
 
-def sft_loss(logits, response, mask, denominator=None):
-    """Cross-entropy of the demonstrated response: logits (B, R, V), response and mask (B, R); a sum / denominator."""
-    nll = F.cross_entropy(logits.flatten(0, 1).float(), response.flatten(), reduction="none")
-    return (nll * mask.flatten()).sum() / (mask.sum() if denominator is None else denominator)
+def sft_loss(model, prompt, length, response, mask, denominator=None):
+    """Cross-entropy of demonstrations (B, R): summed over the tokens of `mask` / denominator (None: their number).
+
+    Of more than LOGITS logits a part is made at a time, and once more for the gradient: they are never whole.
+    """
+    hidden, tokens = score(model, prompt, length, response, mask, return_hidden=True)[mask], response[mask]
+
+    def nll(hidden, tokens):
+        # in the precision of the weights, as all logits
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = model.head(hidden.to(model.head.weight.dtype))
+        return F.cross_entropy(logits.float(), tokens, reduction="sum")
+
+    chunk = max(1, LOGITS // len(model.head.weight))
+    if len(tokens) <= chunk:
+        total = nll(hidden, tokens)
+    else:
+        parts = zip(hidden.split(chunk), tokens.split(chunk))
+        total = sum(checkpoint(nll, *part, use_reentrant=False) for part in parts)
+    return total / (len(tokens) if denominator is None else denominator)
 
 
 class TeacherGuard:

@@ -32,8 +32,8 @@ from lessons import Lessons, check_fits, check_others, read_lessons
 from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
 from runs import (MANY, BadInput, Log, bf16_pays, check_options, check_out, ends_in_one_line, find_device, first_ten,
-                  flag, given_options, load_checkpoint, locked, option, provenance, quoted, random_states, remove_run,
-                  save_checkpoint, set_random_states, set_up_machine, write_json, write_rows)
+                  flag, give_back_memory, given_options, load_checkpoint, locked, option, provenance, quoted,
+                  random_states, remove_run, save_checkpoint, set_random_states, set_up_machine, write_json, write_rows)
 
 SDFT = {"method": ["sdft"]}       # the options that mean something there alone
 TEXT_GRADERS = [name for name in GRADERS if name not in OF_RETURNS]
@@ -237,6 +237,7 @@ def learn(run) -> dict:
         over = run.step == config.steps or (len(run.recent) == 20 and np.mean(run.recent) < config.converged)
         if run.step % config.watch_every == 0 or over:
             over = watch(run, batch, examples, shown, figures, over)
+            give_back_memory()
         if over:
             end_task(run)
         elif config.measure_every and run.step % config.measure_every == 0:

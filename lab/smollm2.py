@@ -62,6 +62,7 @@ EXPERIMENTS = {
         "sft slow": "--method sft --lr 5e-6 --steps 240 --watch-every 60 --measure-every 60",
         "sft self-replay": f"{SFT} {SELF_REPLAY}",
         "sdft plain, official words": f"--lr 5e-5 {PLAIN}",
+        "sdft plain, official words, contrast 1": f"--lr 5e-5 {PLAIN} --contrast 1",
         "no self-replay": NO_PENALTY,
         "no self-replay, 5e-5 throughout, blend 0.8": f"{CONSTANT} --contrast 1",
         "contrast 0": f"{SDFT} --contrast 0",

@@ -171,6 +171,27 @@ def test_the_gradient_is_that_of_the_loss(batch):
         torch.testing.assert_close(found[name].double(), p.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_supervised_loss_in_chunks_is_the_cross_entropy_of_all_logits(batch, monkeypatch):
+    """Both its value and its gradient; and no more rows of logits stand at once than a chunk has."""
+    gpt, asked = random_gpt(), (batch.prompt, batch.length, batch.response)
+    logits = sdft.score(gpt, *asked)
+    nll = F.cross_entropy(logits[batch.response_mask].float(), batch.response[batch.response_mask], reduction="sum")
+    expected = torch.autograd.grad(nll / 7, list(gpt.parameters()))
+    seen = []
+    gpt.head.register_forward_hook(lambda module, hidden, out: seen.append(len(out)))
+    for rows in (10**6, 3):
+        monkeypatch.setattr(sdft, "LOGITS", rows * gpt.config.vocab_size)
+        seen.clear()
+        loss = sdft.sft_loss(gpt, *asked, batch.response_mask, denominator=7)
+        assert loss.item() == pytest.approx(nll.item() / 7, rel=1e-5)
+        for g, e in zip(torch.autograd.grad(loss, list(gpt.parameters())), expected):
+            torch.testing.assert_close(g, e, rtol=1e-3, atol=1e-5)
+        n_tokens = int(batch.response_mask.sum())
+        # in chunks all are made twice
+        assert max(seen) == min(rows, n_tokens) and sum(seen) == n_tokens * (2 if rows < n_tokens else 1)
+    assert sdft.sft_loss(gpt, *asked, batch.response_mask).item() == pytest.approx(nll.item() / n_tokens, rel=1e-5)
+
+
 def test_alpha_one_is_sft_and_samples_nothing(batch):
     def no_sample(*_):
         raise AssertionError("sampled")
