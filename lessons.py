@@ -100,7 +100,7 @@ def check_others(tasks, config, tokenizer, context):
         if len({e.prompt if own else e.shown[1] for e in task.train}) < 2:
             raise BadInput(f"--contrast {config.contrast}: all demonstrations of a task ({task.name}) "
                            f"{'answer the same prompt' if own else 'say the same'}, and a contrast needs another one; "
-                           "leave it out, or add demonstrations")
+                           "choose --contrast 0, or add demonstrations")
         if not own:
             check_fits(task.train, task, config, tokenizer, context)
 
@@ -130,10 +130,10 @@ def check_fits(pool, task, config, tokenizer, context):
     except BadInput as found:
         # such as thoughts of the model's own, which some templates leave out of earlier turns
         raise BadInput(f"--contrast {config.contrast}: what is shown for a contrast in a task ({task.name}): {found}; "
-                       "or choose another --template, or --against row")
+                       "or choose another --template, --against row, or --contrast 0")
     longest = max(pool, key=lambda e: len(tokenizer.encode(e.shown[1])))
     batch = collate(task.train, tokenizer, against=[longest] * len(task.train))
     if (needed := batch.other_prompt.shape[1] + max(batch.room, config.max_new_tokens)) > context:
         raise BadInput(f"--contrast {config.contrast}: with the longest that is shown for a contrast in a task "
                        f"({task.name}, {longest.place}) a prompt and its answer take {needed} tokens, more than "
-                       f"{context}; shorten the demonstrations, or leave it out")
+                       f"{context}; shorten the demonstrations, or choose --contrast 0")

@@ -13,9 +13,10 @@ Differences of this file from the paper (P) and from the official code (C):
  4. `alpha` mixes in the supervised loss on the demonstration (P and C: 0). At alpha = 1 nothing is sampled: it is SFT.
  5. The teacher is watched: how often it answers a demonstration rightly is measured; if that falls, a guard rolls back.
  6. `penalty` adds a loss of one's own; penalties.py uses it for self-replay and for the baselines.
- 7. `contrast` c is our extension (P and C: 0). Shown a demonstration, a teacher also says what any demonstration makes
-    it say ("The answer to this question is ..."), and that is learned first. Another demonstration, such as its own
-    answer to another prompt, brings the same habit without the information. So the target is the softmax of
+ 7. `contrast` c is our extension (P and C: 0; train.py's default for a chat model: 1). Shown a demonstration, a teacher
+    also says what any demonstration makes it say ("The answer to this question is ..."), and that is learned first.
+    Another demonstration, such as its own answer to another prompt, brings the same habit without the information. So
+    the target is the softmax of
 
         log p(y | demo, x) + c [log p(y | x) - log p(y | other demo, x)],    the bracket cut at 3 nats either way,
 
@@ -33,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 from divergence import contrasted, distill_loss, linear_distill_loss
 
-LOGITS = 2**24                    # of the supervised loss at once, 64 MB
+LOGITS = 2**24                    # of the supervised loss at once: 64 MB, and again as much for their gradient
 
 
 def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward", beta=0.5, alpha=0.0, ema_decay=0.98,
@@ -165,7 +166,7 @@ def sft_loss(model, prompt, length, response, mask, denominator=None):
         total = nll(hidden, tokens)
     else:
         parts = zip(hidden.split(chunk), tokens.split(chunk))
-        total = sum(checkpoint(nll, *part, use_reentrant=False) for part in parts)
+        total = sum(checkpoint(nll, *part, use_reentrant=False, preserve_rng_state=False) for part in parts)
     return total / (len(tokens) if denominator is None else denominator)
 
 

@@ -55,8 +55,9 @@ class Config:
         0, "tokens at the beginning of a sample that the loss leaves out, its last one never (official code: 3)",
         within=(0, MANY), only=SDFT)
     contrast: float = option(
-        0.0, "how much of what any demonstration makes the teacher say is taken out of the target: 0 nothing, 1 all "
-        "(sdft.py, 7)", within=(0, 10), only=SDFT)
+        -1.0, "how much of what any demonstration makes the teacher say is taken out of the target: 0 nothing, as in "
+        "the paper, 1 all (sdft.py, 7). -1: as tuned, 1 for sdft of a chat model without --shown, else 0",
+        within=(-1, 10))
     against: str = option(
         "own", "what a contrast shows instead: own, what the model itself said to another prompt before the task (that "
         "takes out the habit of the words around it), or row, another demonstration (and what a task's rows share)",
@@ -237,7 +238,9 @@ def learn(run) -> dict:
         over = run.step == config.steps or (len(run.recent) == 20 and np.mean(run.recent) < config.converged)
         if run.step % config.watch_every == 0 or over:
             over = watch(run, batch, examples, shown, figures, over)
-            give_back_memory()
+            if linear and config.device == "cpu":
+                # a small model's steps would take longer
+                give_back_memory()
         if over:
             end_task(run)
         elif config.measure_every and run.step % config.measure_every == 0:
@@ -541,17 +544,29 @@ def begin_task(run):
             run.log.say(f"task {run.task + 1} {task.name}: all {len(task.train)} demonstrations are asked first, bare "
                         "and shown")
         by_itself = answers(teacher, tokenizer, task.train, room=config.max_new_tokens)
-        if own:
-            run.own = in_own_words(task.train, by_itself)
-        if look:
-            look_at_the_teacher(run, teacher, by_itself)
-        if own:
-            # of what is left to be taught
-            check_fits(run.own, task, config, tokenizer, run.student.config.context)
+        with begins_anew(run):
+            if own:
+                run.own = in_own_words(task.train, by_itself)
+            if look:
+                look_at_the_teacher(run, teacher, by_itself)
+            if own:
+                # of what is left to be taught
+                check_fits(run.own, task, config, tokenizer, run.student.config.context)
     unseen = max(0.0, 1 - config.batch_size / len(task.train)) ** config.steps
     if unseen > 0.01 and config.method != "joint":
         run.log.say(f"task {run.task + 1}: {config.steps} steps of {config.batch_size}, drawn anew at each, leave "
                     f"about {unseen:.0%} of {len(task.train)} demonstrations out; more --steps reach more of them")
+
+
+@contextlib.contextmanager
+def begins_anew(run):
+    """Where a task is refused, what other tasks have taught is not lost: the message says how to go on from there."""
+    try:
+        yield
+    except BadInput as e:
+        anew = (f"begin again from what is learned, with --init {run.config.out} and the tasks that are left, in "
+                "another --out" if run.task else "begin again")
+        raise BadInput(*e.args[:-1], f"{e.args[-1]}; {anew}")
 
 
 def look_at_the_teacher(run, model, by_itself):
@@ -576,15 +591,12 @@ def look_at_the_teacher(run, model, by_itself):
         leave_out(task, unhelped)
         check_others([task], config, tokenizer, run.student.config.context)
     elif ceiling < config.guard or config.helped_only and unhelped:
-        anew = (f"begin again from what is learned, with --init {config.out} and the tasks that are left, in another "
-                "--out") if run.task else "begin again"
         raise BadInput(*first_ten(told, "more"),
                        f"--guard {config.guard}: shown the demonstrations of a task ({task.name}), the model answers "
                        f"{ceiling:.2f} of them rightly, and what it cannot read it cannot teach; where it is right "
                        "in other words, try --grader contains with a short \"answer\" in each row; where it thinks "
                        "first and is cut, a larger --max-new-tokens; else another --template, demonstrations in whole "
-                       "sentences, --helped-only, or a lower --guard; "
-                       f"{anew}")
+                       "sentences, --helped-only, or a lower --guard")
 
 
 def rolled_back(run, right):
@@ -747,19 +759,21 @@ def parse(argv=None) -> Config:
             raise BadInput(f"{refused}{flag(name)} is missing: a model and files go in; a first model: "
                            "python lab/pretrain.py --out out/base; first files: python lab/world.py --out out/world; "
                            "then --init out/base --demos out/world/tasks/*.jsonl")
-    if config.contrast and config.shown:
-        raise BadInput(f"{refused}--contrast {config.contrast}: goes with the demonstration of the same prompt; leave "
-                       "out --shown")
+    if config.contrast > 0 and (config.shown or config.method != "sdft"):
+        raise BadInput(f"{refused}--contrast {config.contrast}: goes with --method sdft without --shown; choose so, or "
+                       "leave it out")
     share_of_teacher(config.sampler)
     if config.penalty == "replay" and config.strength > 1:
         raise BadInput(f"{refused}--strength {config.strength}: of replay it is a share, from 0 to 1")
     check_out(config.out)
 
     sdft_runs, chat = config.method == "sdft", is_chat(config.init)
+    alpha = config.alpha if sdft_runs else 1.0
     config.device = find_device(config.device)
     config.lr = config.lr or ((5e-5 if sdft_runs else 2e-5) if chat else 0.001 if sdft_runs else 0.03)
     for name, within, tuned in (("guard", "a share from 0 to 1", 0.5 if chat else 0.9),
-                                ("converged", "a loss from 0 on", 0.0 if chat else 0.01)):
+                                ("converged", "a loss from 0 on", 0.0 if chat else 0.01),
+                                ("contrast", "a number from 0 on", float(chat and alpha < 1 and not config.shown))):
         if -1 < (value := getattr(config, name)) < 0:
             raise BadInput(f"{refused}{flag(name)} {value}: {within}, or -1")
         setattr(config, name, tuned if value < 0 else value)

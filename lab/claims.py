@@ -812,8 +812,8 @@ BLOCKS = {name: ("runs", of_runs(text)) for name, text in TEXTS.items()}
 BLOCKS |= {"claims": ("evidence", claims_text), "commits": ("runs", commits_text), "step": ("step_cpu", step_text),
            "kernel": ("kernel_cpu", kernel_text), "growth": ("growth_cpu", growth_text),
            "smollm2-answers": ("smollm2", smollm2.answers_table)}
-BLOCKS |= {f"smollm2-{kind}": ("smollm2", functools.partial(smollm2.headline_table, kind=kind))
-           for kind in smollm2.HEADLINE}
+BLOCKS |= {"smollm2-sentences": ("smollm2", functools.partial(smollm2.headline_table, kind="sentences")),
+           "smollm2-terse": ("smollm2", functools.partial(smollm2.headline_table, kind="terse", short=True))}
 BLOCKS |= {f"smollm2-{name}": ("smollm2-runs", functools.partial(smollm2.experiment_table, experiments=experiments))
            for name, experiments in (("trials", ["trials"]), ("facts", ["sentences", "facts"]), ("skills", ["skills"]),
                                      ("trl", ["trl"]))}

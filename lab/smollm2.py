@@ -57,7 +57,8 @@ EXPERIMENTS = {
         "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --measure-every 8 --watch-every 24",
         "sdft": f"{SDFT} --template examples/terse.txt",
     }),
-    # what of the methods it is: one thing is another, and the rest as in `sentences`
+    # what of the methods it is: one thing is another, and the rest as in `sentences`; and what contrast does to the
+    # paper's method in the official words, for train.py's default
     "facts": (range(3), {
         "sft slow": "--method sft --lr 5e-6 --steps 240 --watch-every 60 --measure-every 60",
         "sft self-replay": f"{SFT} {SELF_REPLAY}",
@@ -288,21 +289,21 @@ def cell(values, digits=2) -> str:
     return f"{mean:.{digits}f}{within}" + f" ({len(known)} of {len(values)})" * (len(known) < len(values))
 
 
-def table(methods) -> str:
-    """A Markdown table of {method: {figure: [its value of each seed]}}."""
-    names = [name for name in COLUMNS if name != "neighbours"]
+def table(methods, short=False) -> str:
+    """A Markdown table of {method: {figure: [its value of each seed]}}; short: without the last three columns."""
+    names = [name for name in COLUMNS if name != "neighbours" and not (short and name in ("steps", "seconds"))]
     rows = []
     for method, row in methods.items():
         seeds = {n: row.get(n, [None]) for n in names} | {"steps": row.get("steps", [None])[:1]}
         rows.append([method, *(cell(seeds[n], 0 if n in ("steps", "seconds", "open_words") else 2) for n in names),
-                     str(len(seeds["learned"]))])
-    return markdown(["method", *(n.replace("_", " ") for n in names), "seeds"], rows)
+                     *[str(len(seeds["learned"]))] * (not short)])
+    return markdown(["method", *(n.replace("_", " ") for n in names), *["seeds"] * (not short)], rows)
 
 
-def headline_table(figures, kind) -> str:
+def headline_table(figures, kind, short=False) -> str:
     """The table of a README, of results/smollm2.json."""
     return table({method: {name: row[name]["seeds"] for name in COLUMNS if row.get(name)}
-                  for method, row in figures.get(kind, {}).items()})
+                  for method, row in figures.get(kind, {}).items()}, short)
 
 
 def at_learned(curve, goal) -> dict:

@@ -4,8 +4,9 @@
         --neighbours F/neighbours.jsonl --open-prompts F/open.jsonl --steps 80 --batch-size 16 --max-new-tokens 24
         --lr 5e-5 --warmup 10 --measure-every 20 --out out/trl [--paper]
 
-The other options are those of train.py, and so are the files, the batches (`train.py --seed` draws the same), what is
-measured and when, and the result: OUT/result.json and OUT/model. Needed beside the requirements, tried with TRL 1.16.0:
+The other options are those of train.py, and so are the files, the batches (`train.py --contrast 0` draws the same),
+what is measured and when, and the result: OUT/result.json and OUT/model. Needed beside the requirements, tried with
+TRL 1.16.0:
 
     pip install trl==1.16.0 transformers datasets
 
@@ -94,7 +95,7 @@ def in_trl_words(template) -> str:
 
 
 def drawn(examples, steps, batch_size, seed) -> list:
-    """The examples of all batches, one behind the other: those that train.py draws of a first task."""
+    """The examples of all batches, one behind the other, as train.py draws them of a first task with --contrast 0."""
     rng = random.Random(f"training {seed}")
     return [e for _ in range(steps) for e in rng.sample(examples, batch_size)]
 
@@ -225,7 +226,7 @@ def parse(argv=None) -> tuple[train.Config, bool]:
                        "{prompt} and {demo} in it")
     if "template" not in given and not own.paper:
         words += ["--template", TEMPLATE]
-    config = train.parse(["--bf16", *words])
+    config = train.parse(["--bf16", "--contrast", "0", *words])
     if model_folder(config.init) and not is_chat(config.init):
         raise BadInput(f"{refused}--init {config.init}: the small GPT, of which transformers has no tokenizer; name "
                        "the folder of a chat model, such as examples/fetch_smollm2.py makes")

@@ -185,8 +185,9 @@ def timed_of(folder, facts, steps) -> dict:
     sdft.sdft_step = clocked
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(sys.stderr):
         train.main(["--init", folder, "--demos", facts, "--batch-size", "16", "--max-new-tokens", "24", "--lr", "5e-5",
-                    "--bf16", "--device", "cpu", "--guard", "0", "--watch-every", "1000", "--save-every", "1000",
-                    "--converged", "0", "--steps", str(steps + 3), "--out", os.path.join(out, "run")])
+                    "--bf16", "--device", "cpu", "--contrast", "0", "--guard", "0", "--watch-every", "1000",
+                    "--save-every", "1000", "--converged", "0", "--steps", str(steps + 3),
+                    "--out", os.path.join(out, "run")])
     times = [1000 * (b - a) for a, b in zip(ends[2:], ends[3:])]
     return {"step": statistics.median(times), "peak_mb": peak_mb()}
 

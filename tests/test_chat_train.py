@@ -208,9 +208,18 @@ def test_the_template_is_a_text_a_file_or_an_earlier_turn(here):
     assert turns in seen("--template", "earlier-turn")
 
 
+@pytest.mark.parametrize("options, contrast", [
+    ([], 1.0), (["--contrast", "0"], 0.0), (["--contrast", "0.5"], 0.5), (["--shown", "1"], 0.0),
+    (["--method", "sft"], 0.0), (["--alpha", "1"], 0.0),
+])
+def test_a_chat_model_is_taught_with_contrast(here, options, contrast):
+    assert train.parse(["--init", "base", "--demos", "capitals.jsonl", *options]).contrast == contrast
+
+
 @pytest.mark.parametrize("options, said", [
     (["--template", "no fields"], "lacks {prompt} and {demo}"),
-    (["--contrast", "1", "--shown", "1"], "leave out --shown"),
+    (["--contrast", "1", "--shown", "1"], "goes with --method sdft without --shown"),
+    (["--contrast", "1", "--method", "sft"], "goes with --method sdft without --shown"),
     (["--penalty", "ewc"], "a chat model is trained by AdamW; choose"),
     (["--method", "sft", "--template", "{prompt} {demo}"], "--template"),
 ])
@@ -358,7 +367,8 @@ def test_rates_rise_and_are_what_the_guard_left_of_them(here):
 
 def test_a_log_tells_what_a_mean_loss_hides(here, capsys, monkeypatch):
     """Of a teacher that is the student, shown a demonstration; and of samples whose room is cut."""
-    run("--out", "a", "--max-new-tokens", "3", "--watch-every", "1", "--ema-decay", "0", "--lr", "1e-30")
+    run("--out", "a", "--max-new-tokens", "3", "--watch-every", "1", "--ema-decay", "0", "--lr", "1e-30",
+        "--contrast", "0")
     with open("a/log.jsonl") as f:
         steps = [row for row in map(json.loads, f) if "step" in row]
     assert len(steps) == 6

@@ -19,7 +19,7 @@ import smollm2
 import trl_smollm2
 
 OPTIONS = "--batch-size 4 --guard 0 --device cpu --steps 2 --measure-every 1"
-METHODS = {"sft": "--method sft", "sdft plain": "--max-new-tokens 4",
+METHODS = {"sft": "--method sft", "sdft plain": "--contrast 0 --max-new-tokens 4",
            "sdft": "--sampler teacher --contrast 1 --max-new-tokens 4"}
 
 

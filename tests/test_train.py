@@ -226,6 +226,7 @@ def test_a_contrast_is_with_a_demonstration_that_says_something_else(world):
 def test_what_a_contrast_shows_is_of_another_prompt(here, monkeypatch, against):
     """Of another row, or what the model itself said to that row's prompt before the task."""
     config = train.parse([*lessons(tasks=1), *TINY])
+    assert config.contrast == 0                            # of a small GPT, unless one asks for it
     at_first = train.read_lessons(config)
     rows = at_first.tasks[0].train
     said = evaluate.answers(at_first.model, at_first.tokenizer, rows)
@@ -512,7 +513,8 @@ def test_what_a_run_holds_in_memory(here, monkeypatch, device, options, on_devic
     ("--shown 9", "--shown 9: must be from 0 to 8"), ("--out=", "--out ''"), ("--device nonsense", "--device nonsense"),
     ("--method base", "invalid choice: 'base'"), ("--ste 3", "unrecognized arguments: --ste"),
     ("--method sft --sampler teacher", "--sampler teacher"), ("--sampler most", "--sampler most: choose student"),
-    ("--sampler 1.5", "--sampler 1.5: choose student, teacher, or a share"), ("--contrast -1", "--contrast -1"),
+    ("--sampler 1.5", "--sampler 1.5: choose student, teacher, or a share"), ("--contrast -2", "--contrast -2"),
+    ("--contrast -0.5", "a number from 0 on, or -1"),
     ("--steps x", "--steps"), ("--grader return", "'return'"),
     ("--penalty ewc --when needed", "--when needed goes with --penalty self-replay, lwf or l2"),
     ("--init= --keep x", "--init is missing"), ("--init=", "--init is missing"),

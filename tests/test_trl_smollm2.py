@@ -82,7 +82,7 @@ def test_the_batches_are_those_of_train_py(here, monkeypatch):  # noqa: F811
         return collate(examples, *rest)
 
     monkeypatch.setattr(train, "collate", watched)
-    run("--seed", "3", "--out", "a", demos=["capitals.jsonl"])
+    run("--seed", "3", "--contrast", "0", "--out", "a", demos=["capitals.jsonl"])
     config = train.parse(["--init", "base", "--demos", "capitals.jsonl", "--out", "b", "--seed", "3"])
     task, = train.read_lessons(config).tasks
     assert [e.prompt for e in trl_smollm2.drawn(task.train, 3, 4, 3)] == asked
