@@ -149,7 +149,8 @@ def score(model, prompt, length, response, mask=None, **options):
 
 
 def sft_loss(model, prompt, length, response, mask, denominator=None):
-    """Cross-entropy of demonstrations (B, R): summed over the tokens of `mask` / denominator (None: their number).
+    """Cross-entropy of `response` (B, R) int64 after `prompt` (B, P) of true lengths (B,), in fp32: summed over
+    the tokens that `mask` (B, R) bool keeps / denominator (None: their number).
 
     Of more than LOGITS logits a part is made at a time, and once more for the gradient: they are never whole.
     """
