@@ -768,12 +768,12 @@ def parse(argv=None) -> Config:
     check_out(config.out)
 
     sdft_runs, chat = config.method == "sdft", is_chat(config.init)
-    alpha = config.alpha if sdft_runs else 1.0
+    contrasts = chat and sdft_runs and config.alpha < 1 and not config.shown
     config.device = find_device(config.device)
     config.lr = config.lr or ((5e-5 if sdft_runs else 2e-5) if chat else 0.001 if sdft_runs else 0.03)
     for name, within, tuned in (("guard", "a share from 0 to 1", 0.5 if chat else 0.9),
                                 ("converged", "a loss from 0 on", 0.0 if chat else 0.01),
-                                ("contrast", "a number from 0 on", float(chat and alpha < 1 and not config.shown))):
+                                ("contrast", "a number from 0 on", float(contrasts))):
         if -1 < (value := getattr(config, name)) < 0:
             raise BadInput(f"{refused}{flag(name)} {value}: {within}, or -1")
         setattr(config, name, tuned if value < 0 else value)

@@ -291,13 +291,14 @@ def cell(values, digits=2) -> str:
 
 def table(methods, short=False) -> str:
     """A Markdown table of {method: {figure: [its value of each seed]}}; short: without the last three columns."""
-    names = [name for name in COLUMNS if name != "neighbours" and not (short and name in ("steps", "seconds"))]
-    rows = []
+    names = [name for name in COLUMNS if name != "neighbours"]
+    rows = [["method", *(n.replace("_", " ") for n in names), "seeds"]]
     for method, row in methods.items():
         seeds = {n: row.get(n, [None]) for n in names} | {"steps": row.get("steps", [None])[:1]}
         rows.append([method, *(cell(seeds[n], 0 if n in ("steps", "seconds", "open_words") else 2) for n in names),
-                     *[str(len(seeds["learned"]))] * (not short)])
-    return markdown(["method", *(n.replace("_", " ") for n in names), *["seeds"] * (not short)], rows)
+                     str(len(seeds["learned"]))])
+    header, *rows = [row[:-3] for row in rows] if short else rows
+    return markdown(header, rows)
 
 
 def headline_table(figures, kind, short=False) -> str:
