@@ -27,7 +27,8 @@ import torch.fx.experimental._config
 import sdft
 from data import GRADERS, OF_RETURNS, another, collate, grade, in_own_words, leave_out, others
 from divergence import token_divergence
-from eval import Probe, accuracy, answers, both_prompts, changes, continual_metrics, is_chat, mean, settings_of
+from eval import (Probe, accuracy, answers, both_prompts, changes, continual_metrics, is_chat, mean, settings_of,
+                  spread)
 from lessons import Lessons, check_fits, check_others, read_lessons
 from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
@@ -186,6 +187,7 @@ class Config:
 NEEDED = 0.01                     # forgetting above which `--when needed` regularises the next task
 CHECKPOINT_FORM = 3               # raised when other things are kept in it
 LINEAR_FROM = 8192                # size of vocabulary from which the loss is made in chunks, from hidden states
+LOOKED_AT = 512                   # demonstrations of a task, from all over, that are asked before it
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -540,15 +542,16 @@ def begin_task(run):
     task, tokenizer = run.lessons.tasks[run.task], run.lessons.tokenizer
     if look or own:
         teacher = to_ask(run)
+        asked = asked_first(config, task)
         if look:
-            run.log.say(f"task {run.task + 1} {task.name}: all {len(task.train)} demonstrations are asked first, bare "
-                        "and shown")
-        by_itself = answers(teacher, tokenizer, task.train, room=config.max_new_tokens)
+            run.log.say(f"task {run.task + 1} {task.name}: {len(asked)} of {len(task.train)} demonstrations are asked "
+                        "first, bare and shown")
+        by_itself = answers(teacher, tokenizer, asked, room=config.max_new_tokens)
         with begins_anew(run):
             if own:
-                run.own = in_own_words(task.train, by_itself)
+                run.own = in_own_words(asked, by_itself)
             if look:
-                look_at_the_teacher(run, teacher, by_itself)
+                look_at_the_teacher(run, teacher, asked, by_itself)
             if own:
                 # of what is left to be taught
                 check_fits(run.own, task, config, tokenizer, run.student.config.context)
@@ -569,22 +572,29 @@ def begins_anew(run):
         raise BadInput(*e.args[:-1], f"{e.args[-1]}; {anew}")
 
 
-def look_at_the_teacher(run, model, by_itself):
+def asked_first(config, task) -> list:
+    """The demonstrations that are asked before a task: of many thousands some tell how well a teacher reads, and one
+    that is left out where it does not help must have been asked."""
+    return task.train if config.helped_only else spread(task.train, LOOKED_AT)
+
+
+def look_at_the_teacher(run, model, asked, by_itself):
     """Before a task: what the model says without its demonstrations, and with them. What it cannot read it cannot
-    teach. by_itself: its answers to the bare prompts. Raises BadInput where the guard would only roll back."""
+    teach. asked: which demonstrations; by_itself: the answers to their bare prompts. Raises BadInput where the guard
+    would only roll back."""
     config, task, tokenizer = run.config, run.lessons.tasks[run.task], run.lessons.tokenizer
-    bare = mean([grade(e, text) for e, text in zip(task.train, by_itself)])
+    bare = mean([grade(e, text) for e, text in zip(asked, by_itself)])
     rng = random.Random(f"look {config.seed}")
-    shown = [others(e, task.train, config.shown, rng) for e in task.train] if config.shown else True
-    said = answers(model, tokenizer, task.train, shown, room=config.max_new_tokens)
-    unhelped = [i for i, text in enumerate(said) if grade(task.train[i], text) < 1]
+    shown = [others(e, task.train, config.shown, rng) for e in asked] if config.shown else True
+    said = answers(model, tokenizer, asked, shown, room=config.max_new_tokens)
+    unhelped = [i for i, text in enumerate(said) if grade(asked[i], text) < 1]
     ceiling = 1 - len(unhelped) / len(said)
     run.history.ceiling.append(ceiling)
     run.log.say(both_prompts(task, tokenizer, config.shown))
-    run.log.say(f"task {run.task + 1} {task.name}: of {len(task.train)} demonstrations the model answers {bare:.2f} "
+    run.log.say(f"task {run.task + 1} {task.name}: of {len(asked)} demonstrations the model answers {bare:.2f} "
                 f"rightly by itself, {ceiling:.2f} when it is shown them")
-    what = [" / ".join(d.shown[1] for d in (shown[i] if config.shown else [e])) for i, e in enumerate(task.train)]
-    told = [f"{task.train[i].place}: shown {quoted(what[i])}, it answers {quoted(said[i])}" for i in unhelped]
+    what = [" / ".join(d.shown[1] for d in (shown[i] if config.shown else [e])) for i, e in enumerate(asked)]
+    told = [f"{asked[i].place}: shown {quoted(what[i])}, it answers {quoted(said[i])}" for i in unhelped]
     if config.helped_only and len(unhelped) < len(said):
         run.history.left_out[-1] = unhelped
         run.log.say("\n".join([f"trained on the {len(said) - len(unhelped)} that it reads; left out:", *told]))
@@ -712,7 +722,7 @@ def go_on(run, saved):
     run.history = History(**saved["history"])
     run.task, run.step, run.recent, run.rate = (saved[k] for k in ("task", "step", "recent", "rate"))
     if run.task < len(run.lessons.tasks):
-        run.own = in_own_words(run.lessons.tasks[run.task].train, saved["own"])
+        run.own = in_own_words(asked_first(run.config, run.lessons.tasks[run.task]), saved["own"])
     for task, numbers in zip(run.lessons.tasks, run.history.left_out):
         leave_out(task, numbers)
     run.penalty.load_state(saved["penalty"], run.student, run.task)

@@ -104,6 +104,28 @@ def test_a_killed_run_resumed_equals_the_straight_run_bit_for_bit(here, monkeypa
     assert equal(GPT.from_pretrained("straight/model").state_dict(), GPT.from_pretrained("killed/model").state_dict())
 
 
+def test_of_many_demonstrations_some_are_asked_first(here, monkeypatch):
+    """Those are what a contrast shows, too, also of a run that goes on; who leaves rows out has asked all."""
+    monkeypatch.setattr(train, "LOOKED_AT", 3)
+    asked = []
+    monkeypatch.setattr(train, "answers", lambda model, tokenizer, examples, *rest, **options: asked.append(examples) or
+                        evaluate.answers(model, tokenizer, examples, *rest, **options))
+    config = train.parse(["--init", "base", "--demos", "capitals.jsonl", "--contrast", "1", *TINY, "--out", "a"])
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        raise_after(patch, 1, SystemError("killed"))
+        train.learn(started := train.begin(config, train.read_lessons(config)))
+    # bare, and shown
+    bare, shown = asked
+    every = started.lessons.tasks[0].train
+    assert [every.index(e) for e in bare] == [every.index(e) for e in shown] == [0, 2, 5]
+    own = [e.shown for e in started.own]
+    config = train.parse(["--out", "a", "--resume"])
+    gone_on = train.begin(config, train.read_lessons(config))
+    assert [e.shown for e in gone_on.own] == own and len(own) == 3
+    config.helped_only = True
+    assert train.asked_first(config, started.lessons.tasks[0]) == every
+
+
 def test_what_the_teacher_cannot_read_is_not_taught(here, capsys):
     """The tiny model answers no demonstration rightly: rows and remedy are named, and no step is made."""
     with pytest.raises(BadInput) as e:
