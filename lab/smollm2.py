@@ -101,7 +101,8 @@ EXPERIMENTS = {
                                                       "--schedule cosine --steps 100",
                  "contrast 1, self-replay 1, batch 8": SDFT,
                  "half of the samples, 120 steps": f"{SDFT} --sampler 0.5 --steps 120",
-                 "student samples at 0.5, lr 2e-4, 120 steps": f"{SDFT} --sampler student --lr 2e-4 --steps 120"},
+                 "half of the samples, cosine, 100 steps": f"{SDFT} --sampler 0.5 --lr 1.5e-4 --schedule cosine "
+                                                           "--steps 100"},
     }.items() for name, options in tried.items()}),
     # a rule each, which a cue calls for; its form is read when the demonstration is an earlier turn
     "skills": (range(3), {f"{skill} {method}": f"{options} {LONGER}" for skill in skills.SKILLS for method, options in {
