@@ -109,7 +109,8 @@ def attention(q, k, v, mask=None):
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
     kernel = plain_attention if plain else F.scaled_dot_product_attention
-    y = kernel(q.reshape(B, G, H // G * T, K), k, v, attn_mask=mask.repeat(1, 1, H // G, 1))
+    mask = mask if T == 1 else mask.repeat(1, 1, H // G, 1)
+    y = kernel(q.reshape(B, G, H // G * T, K), k, v, attn_mask=mask)
     return y.reshape(B, H, T, K)
 
 
@@ -397,10 +398,31 @@ def frozen_copy(model):
 
 
 def bf16_copy(model):
-    """A frozen copy whose weights are bf16; the rotary tables stay fp32."""
+    """A frozen copy whose weights are bf16, on a CPU packed; the rotary tables stay fp32."""
     # deepcopy takes these for the weights' copies: no fp32 copy is made on the way
     low = {id(w): nn.Parameter(w.detach().bfloat16(), requires_grad=False) for w in model.parameters()}
-    return copy.deepcopy(model, low)
+    model = copy.deepcopy(model, low)
+    mkldnn = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if mkldnn and model.cos.device.type == "cpu":
+        # what is packed need not stay
+        del low
+        for module in (model, *model.blocks):
+            for name, linear in module.named_children():
+                if isinstance(linear, nn.Linear):
+                    setattr(module, name, Packed(linear))
+    return model
+
+
+class Packed(nn.Module):
+    """A linear layer of a copy, its weights in the order in which a CPU's library multiplies by them. Else every
+    product puts them there first, which for a few rows takes longer than the product."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(linear.weight), linear.bias
+
+    def forward(self, x):
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
 class Sampler:

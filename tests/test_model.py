@@ -450,15 +450,26 @@ def test_reading_draws_nothing(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_model_in_bf16_samples(tmp_path):
-    """A copy of a quarter of the bytes, to sample from: one type from end to end, and nearly the same logits."""
-    model = random_gpt(**LIKE_LLAMA, qk_norm=True)
-    small = model_module.frozen_copy(model).bfloat16()
+@pytest.mark.parametrize("traits", [{"tied": True}, {"qkv_bias": True}, {"qk_norm": True}])
+def test_a_copy_in_bf16_samples(monkeypatch, traits):
+    """Of a quarter of the bytes, to sample from: one type from end to end, nearly the same logits, the model as it
+    was; and its weights may be packed or not."""
+    model = random_gpt(**LIKE_LLAMA | traits)
+    if model.config.qkv_bias:
+        torch.nn.init.normal_(model.blocks[0].qkv.bias)
+    before = copy.deepcopy(model.state_dict())
+    small = model_module.bf16_copy(model)
+    monkeypatch.setattr(model_module, "Packed", lambda linear: linear)
+    plain = model_module.bf16_copy(model)
     tokens, length = prompts()
-    assert small(tokens).dtype == torch.bfloat16
+    assert small(tokens).dtype == torch.bfloat16 and small.cos.dtype == torch.float32
+    assert F.cosine_similarity(small(tokens).float(), model(tokens), dim=-1).min() > 0.99
+    torch.testing.assert_close(small(tokens), plain(tokens), rtol=0.02, atol=0.02)
     response, _ = small.generate(tokens, length, 8, END)
     assert response.shape[0] == 5
-    assert F.cosine_similarity(small(tokens).float(), model(tokens), dim=-1).min() > 0.99
+    assert not any(p.requires_grad for p in small.parameters())
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, before[name])
 
 
 @pytest.mark.gpu
