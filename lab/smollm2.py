@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -36,7 +37,8 @@ TEACHER = f"--sampler teacher --temperature 0.5 {SAMPLES}"
 CONSTANT = f"{TEACHER} --lr 5e-5 --warmup 30 --steps 100 --blend 0.8"
 SELF_REPLAY = "--penalty self-replay --strength 1"
 NO_PENALTY = f"{TEACHER} --batch-size 8 --lr 1e-4 --warmup 10 --blend 0.9 --steps 80 --contrast 1"
-SDFT = f"{NO_PENALTY} {SELF_REPLAY}"
+TEACHERS = f"{NO_PENALTY} {SELF_REPLAY}"                    # all samples are the teacher's
+SDFT = f"{TEACHERS} --sampler 0.5 --steps 120 --blend 0.8"
 SFT = "--method sft --lr 5e-5 --steps 48 --measure-every 12 --watch-every 24"
 PLAIN = f"--contrast 0 --warmup 10 --steps 80 {SAMPLES}"
 TRL = "--lr 5e-5 --warmup 10 --steps 80 --max-new-tokens 24 --measure-every 20"
@@ -55,29 +57,30 @@ EXPERIMENTS = {
     }),
     "terse": (range(3), {
         "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --measure-every 8 --watch-every 24",
-        "sdft": f"{SDFT} --template examples/terse.txt",
+        "sdft": f"{TEACHERS} --template examples/terse.txt",
     }),
-    # what of the methods it is: one thing is another, and the rest as in `sentences`; and what contrast does to the
-    # paper's method in the official words, for train.py's default
+    # what of the methods it is: one thing is another than in `teacher samples`, which is our recipe but for who samples
+    # and its schedule; and what contrast does to the paper's method in the official words, for train.py's default
     "facts": (range(3), {
         "sft slow": "--method sft --lr 5e-6 --steps 240 --watch-every 60 --measure-every 60",
         "sft self-replay": f"{SFT} {SELF_REPLAY}",
         "sdft plain, official words": f"--lr 5e-5 {PLAIN}",
         "sdft plain, official words, contrast 1": f"--lr 5e-5 {PLAIN} --contrast 1",
+        "teacher samples": TEACHERS,
         "no self-replay": NO_PENALTY,
         "no self-replay, 5e-5 throughout, blend 0.8": f"{CONSTANT} --contrast 1",
-        "contrast 0": f"{SDFT} --contrast 0",
-        "contrast 0.5": f"{SDFT} --contrast 0.5",
-        "contrast 2": f"{SDFT} --contrast 2",
-        "contrast with another row": f"{SDFT} --against row",
-        "no contrast, skip 3": f"{SDFT} --contrast 0 --skip 3",
-        "student samples": f"{SDFT} --sampler student --temperature 1",
-        "half of the samples": f"{SDFT} --sampler 0.5",
-        **{f"alpha {alpha}": f"{SDFT} --alpha {alpha}" for alpha in (0.25, 0.5, 0.75)},
-        **{f"ema {decay}": f"{SDFT} --ema-decay {decay}" for decay in (0, 0.99, 1)},
-        **{divergence: f"{SDFT} --divergence {divergence}" for divergence in ("reverse", "jsd")},
-        "earlier turn": f"{SDFT} --template earlier-turn",
-        "asked for a sentence": f"{SDFT} --template examples/terse.txt",
+        "contrast 0": f"{TEACHERS} --contrast 0",
+        "contrast 0.5": f"{TEACHERS} --contrast 0.5",
+        "contrast 2": f"{TEACHERS} --contrast 2",
+        "contrast with another row": f"{TEACHERS} --against row",
+        "no contrast, skip 3": f"{TEACHERS} --contrast 0 --skip 3",
+        "student samples": f"{TEACHERS} --sampler student --temperature 1",
+        "half of the samples": f"{TEACHERS} --sampler 0.5",
+        **{f"alpha {alpha}": f"{TEACHERS} --alpha {alpha}" for alpha in (0.25, 0.5, 0.75)},
+        **{f"ema {decay}": f"{TEACHERS} --ema-decay {decay}" for decay in (0, 0.99, 1)},
+        **{divergence: f"{TEACHERS} --divergence {divergence}" for divergence in ("reverse", "jsd")},
+        "earlier turn": f"{TEACHERS} --template earlier-turn",
+        "asked for a sentence": f"{TEACHERS} --template examples/terse.txt",
     }),
     # as many for SFT as for SDFT in all its forms, on a seed of its own
     "trials": ([100], {f"{method} {name}": options for method, tried in {
@@ -90,19 +93,21 @@ EXPERIMENTS = {
                 "lr 5e-5 self-replay 1 blend 0.8": f"{SFT} {SELF_REPLAY} --blend 0.8",
                 "lr 1e-4 cosine self-replay 1": f"{SFT} --lr 1e-4 --schedule cosine {SELF_REPLAY}",
                 "lr 1e-4 blend 0.5": f"{SFT} --lr 1e-4 --blend 0.5",
-                "lr 5e-5 batch 8": f"{SFT} --batch-size 8 --steps 96"},
+                "lr 5e-5 batch 8": f"{SFT} --batch-size 8 --steps 96",
+                "lr 5e-5 self-replay 3 blend 0.8": f"{SFT} --penalty self-replay --strength 3 --blend 0.8"},
         "sdft plain": {"lr 2e-5": f"--lr 2e-5 {PLAIN}",
                        "lr 5e-5 earlier turn": f"--template earlier-turn --lr 5e-5 {PLAIN}"},
         "sdft": {"student samples, contrast 1": f"--contrast 1 --lr 5e-5 --warmup 30 --steps 100 {SAMPLES}",
                  "contrast 0": f"{CONSTANT} --contrast 0",
                  "contrast 1": f"{CONSTANT} --contrast 1",
                  "contrast 1 against row": f"{CONSTANT} --contrast 1 --against row",
-                 "contrast 1, self-replay 3, cosine": f"{SDFT} --strength 3 --batch-size 16 --lr 1.5e-4 --warmup 20 "
-                                                      "--schedule cosine --steps 100",
-                 "contrast 1, self-replay 1, batch 8": SDFT,
-                 "half of the samples, 120 steps": f"{SDFT} --sampler 0.5 --steps 120",
-                 "half of the samples, cosine, 100 steps": f"{SDFT} --sampler 0.5 --lr 1.5e-4 --schedule cosine "
-                                                           "--steps 100"},
+                 "contrast 1, self-replay 3, cosine": f"{TEACHERS} --strength 3 --batch-size 16 --lr 1.5e-4 "
+                                                      "--warmup 20 --schedule cosine --steps 100",
+                 "contrast 1, self-replay 1, batch 8": TEACHERS,
+                 "half of the samples, 120 steps": f"{TEACHERS} --sampler 0.5 --steps 120",
+                 "half of the samples, cosine, 100 steps": f"{TEACHERS} --sampler 0.5 --lr 1.5e-4 --schedule cosine "
+                                                           "--steps 100",
+                 "half of the samples, 120 steps, blend 0.8": SDFT},
     }.items() for name, options in tried.items()}),
     # a rule each, which a cue calls for; its form is read when the demonstration is an earlier turn
     "skills": (range(3), {f"{skill} {method}": f"{options} {LONGER}" for skill in skills.SKILLS for method, options in {
@@ -385,13 +390,18 @@ def write_rows(results, rows):
         f.write(f'{{"command": "python lab/smollm2.py all", "runs": [\n{lines}\n]}}\n')
 
 
+def options(command) -> list[str]:
+    """What a run was told; where its files and folder lie is no matter."""
+    return [word for word in shlex.split(command) if not word.startswith(ROOT)]
+
+
 def evidence(results, experiments, n_seeds):
     """The runs of some experiments, of which there is no row yet; then the headline."""
     planned = {j.key: j for j in (job(e, seed, name) for e, (seeds, methods) in EXPERIMENTS.items() for seed in seeds
                                   for name in methods)}
     # rows of an older plan go
     rows = {key: row for key, row in read_rows(results).items()
-            if key in planned and row["command"] == command(planned[key])}
+            if key in planned and options(row["command"]) == options(command(planned[key]))}
     jobs = [j for j in planned.values() if j.key[0] in experiments and j.key[1] in EXPERIMENTS[j.key[0]][0][:n_seeds]]
     try:
         for done in teach_all(j for j in jobs if j.key not in rows):
