@@ -64,6 +64,7 @@ EXPERIMENTS = {
     "facts": (range(3), {
         "sft slow": "--method sft --lr 5e-6 --steps 240 --watch-every 60 --measure-every 60",
         "sft self-replay": f"{SFT} {SELF_REPLAY}",
+        "sft self-replay, blend 0.8": f"{SFT} {SELF_REPLAY} --blend 0.8 --steps 60",
         "sdft plain, official words": f"--lr 5e-5 {PLAIN}",
         "sdft plain, official words, contrast 1": f"--lr 5e-5 {PLAIN} --contrast 1",
         "teacher samples": TEACHERS,
