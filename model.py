@@ -404,7 +404,7 @@ def bf16_copy(model):
     model = copy.deepcopy(model, low)
     mkldnn = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if mkldnn and model.cos.device.type == "cpu":
-        # what is packed need not stay
+        # each plain weight goes once it is packed
         del low
         for module in (model, *model.blocks):
             for name, linear in module.named_children():
@@ -415,7 +415,8 @@ def bf16_copy(model):
 
 class Packed(nn.Module):
     """A linear layer of a copy, its weights in the order in which a CPU's library multiplies by them. Else every
-    product puts them there first, which for a few rows takes longer than the product."""
+    product puts them there first, which for a few rows takes longer than the product. They are no parameter, and stay
+    where they are: a copy is made anew, and neither moved nor saved."""
 
     def __init__(self, linear):
         super().__init__()

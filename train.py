@@ -27,8 +27,7 @@ import torch.fx.experimental._config
 import sdft
 from data import GRADERS, OF_RETURNS, another, collate, grade, in_own_words, leave_out, others
 from divergence import token_divergence
-from eval import (Probe, accuracy, answers, both_prompts, changes, continual_metrics, is_chat, mean, settings_of,
-                  spread)
+from eval import Probe, accuracy, answers, both_prompts, changes, continual_metrics, is_chat, mean, settings_of
 from lessons import Lessons, check_fits, check_others, read_lessons
 from model import GPT, Sampler, bf16_copy, frozen_copy
 from penalties import PENALTIES, Penalty
@@ -185,9 +184,9 @@ class Config:
 
 
 NEEDED = 0.01                     # forgetting above which `--when needed` regularises the next task
-CHECKPOINT_FORM = 3               # raised when other things are kept in it
+CHECKPOINT_FORM = 4               # raised when other things are kept in it
 LINEAR_FROM = 8192                # size of vocabulary from which the loss is made in chunks, from hidden states
-LOOKED_AT = 512                   # demonstrations of a task, from all over, that are asked before it
+LOOKED_AT = 512                   # demonstrations of a task that are asked before it, at most
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -386,7 +385,7 @@ class History:
     generated_tokens: list = field(default_factory=list)
     seconds: list = field(default_factory=list)
     regularised: list = field(default_factory=list)
-    ceiling: list = field(default_factory=list)            # answered correctly when shown, before it
+    ceiling: list = field(default_factory=list)            # of those asked before it, answered rightly when shown
     left_out: list = field(default_factory=list)           # numbers of the demonstrations not trained on
     # of the run
     teacher_curve: list = field(default_factory=list)      # [step of the run, share of demonstrations answered rightly]
@@ -425,7 +424,7 @@ class Run:
     history: History
     fingerprint: str              # of the lessons: model, files and prompts
     before: list | None = None    # with --blend: the weights of both models before the task, on the CPU
-    own: list = field(default_factory=list)                # with --contrast: the task's prompts, answered before it
+    own: list = field(default_factory=list)                # with --contrast: prompts of the task, answered before it
     task: int = 0                 # tasks that are learned
     step: int = 0                 # steps of the task at work
     rate: float = 1.0             # share of the full rates: the guard halves it
@@ -553,6 +552,8 @@ def begin_task(run):
             if look:
                 look_at_the_teacher(run, teacher, asked, by_itself)
             if own:
+                check_others([dataclasses.replace(task, train=run.own)], config, tokenizer,
+                             run.student.config.context)
                 # of what is left to be taught
                 check_fits(run.own, task, config, tokenizer, run.student.config.context)
     unseen = max(0.0, 1 - config.batch_size / len(task.train)) ** config.steps
@@ -573,9 +574,12 @@ def begins_anew(run):
 
 
 def asked_first(config, task) -> list:
-    """The demonstrations that are asked before a task: of many thousands some tell how well a teacher reads, and one
-    that is left out where it does not help must have been asked."""
-    return task.train if config.helped_only else spread(task.train, LOOKED_AT)
+    """The demonstrations that are asked before a task: of many thousands some tell how well a teacher reads, and make
+    what a contrast shows; with --helped-only all, since one that is left out must have been asked."""
+    if config.helped_only or len(task.train) <= LOOKED_AT:
+        return task.train
+    chosen = random.Random(f"look {config.seed}").sample(range(len(task.train)), LOOKED_AT)
+    return [task.train[i] for i in sorted(chosen)]
 
 
 def look_at_the_teacher(run, model, asked, by_itself):

@@ -59,8 +59,9 @@ EXPERIMENTS = {
         "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --measure-every 8 --watch-every 24",
         "sdft": f"{TEACHERS} --template examples/terse.txt",
     }),
-    # what of the methods it is: one thing is another than in `teacher samples`, which is our recipe but for who samples
-    # and its schedule; and what contrast does to the paper's method in the official words, for train.py's default
+    # remedies for SFT; what contrast does to the paper's method in the official words, for train.py's default; and what
+    # of our recipe it is: `teacher samples`, which differs from it in who samples, steps and blend, and runs in which
+    # one thing is another than there
     "facts": (range(3), {
         "sft slow": "--method sft --lr 5e-6 --steps 240 --watch-every 60 --measure-every 60",
         "sft self-replay": f"{SFT} {SELF_REPLAY}",

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -84,7 +85,12 @@ def counted(f) -> tuple[float, float]:
         # products with the head: logits of the student and of each teacher, and two gradients
         return 2 * (3 + teachers[0]) * student[0] * student[1] * head[0]
 
+    def of_a_packed_layer(x, weight, *_, **__):
+        return 2 * math.prod(x) * weight[0]
+
     own = {torch.ops.sdft.linear_divergence: of_the_loss}
+    if torch.backends.mkldnn.is_available():
+        own[torch.ops.mkldnn._linear_pointwise] = of_a_packed_layer
     with FlopCounterMode(display=False, custom_mapping=own) as flops, Bytes():
         f()
     return flops.get_total_flops() / 1e9, Bytes.total / 1e9

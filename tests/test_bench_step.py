@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conftest import random_gpt
 from divergence import linear_distill_loss
+from model import bf16_copy
 
 
 def test_counts_of_operations_and_bytes():
@@ -26,6 +28,16 @@ def test_products_of_the_loss_in_chunks_are_counted(contrast, products):
     beside = {"contrast": contrast, "bare": teachers[1], "other": teachers[2]} if contrast else {}
     gflop, _ = bench_step.counted(lambda: linear_distill_loss(hidden, head, teachers[0], head, torch.ones(N), **beside))
     assert gflop == pytest.approx(2 * N * D * V * products / 1e9)
+
+
+def test_products_of_a_copy_that_samples_are_counted():
+    """Packed or not: of one token in each of two rows all weights but the embedding, and the head where it is read."""
+    model = random_gpt(0)
+    tokens, n = torch.randint(300, (2, 1)), sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    looked_up = model.embed.weight.numel()
+    gflop, _ = bench_step.counted(lambda: bf16_copy(model)(tokens))
+    attention = 2 * 2 * 2 * model.config.n_embd * model.config.n_layer                # its scores, and their sums
+    assert gflop == pytest.approx((2 * 2 * (n - looked_up) + attention) / 1e9)
 
 
 def test_rounds_are_compared_in_turns():

@@ -99,6 +99,12 @@ def test_a_row_stands_for_its_run_until_the_plan_is_another(tiny, monkeypatch):
     assert made == [("trials", 100, "sft lr 0.1")]
     again = smollm2.read_rows("results")
     assert again["trials", 100, "sdft lr 0.1"] == row and "--lr 0.2" in again[made[0]]["command"]
+    # where its files and its folder lay is no matter
+    moved = {**row, "command": row["command"].replace("/trials/100/", "/other/1/")}
+    assert moved["command"].count("/other/1/") == 5
+    smollm2.write_rows("results", [again[made[0]], moved])
+    smollm2.evidence("results", ["trials"], 1)
+    assert len(made) == 1 and smollm2.read_rows("results")["trials", 100, "sdft lr 0.1"] == moved
 
 
 @pytest.mark.parametrize("experiment", smollm2.EXPERIMENTS)

@@ -452,7 +452,7 @@ def test_reading_draws_nothing(tmp_path):
 
 @pytest.mark.parametrize("traits", [{"tied": True}, {"qkv_bias": True}, {"qk_norm": True}])
 def test_a_copy_in_bf16_samples(monkeypatch, traits):
-    """Of a quarter of the bytes, to sample from: one type from end to end, nearly the same logits, the model as it
+    """Of half the bytes, to sample from: one type from end to end, nearly the same logits, the model as it
     was; and its weights may be packed or not."""
     model = random_gpt(**LIKE_LLAMA | traits)
     if model.config.qkv_bias:
