@@ -30,7 +30,6 @@ BARS = {
 }
 FORGETS_LESS = ("kept", "more", 0.02), ("drift", "times", 0.5)
 SDFT, SFT = ("sentences", "sdft"), ("sentences", "sft")
-VARIED = ("facts", "teacher samples")                       # the runs whose parts are varied, one at a time
 
 
 @dataclass(frozen=True)
@@ -62,25 +61,25 @@ RULES = {
     "forgets-less": Rule("SDFT forgets less than SFT at the same learning.", SDFT, (SFT,), (FORGETS_LESS,), True),
     "slowness": Rule("It is no matter of slowness: SFT at a tenth of its rate forgets more.", SDFT,
                      of_facts("sft slow"), (FORGETS_LESS,), True),
-    "beats-remedies": Rule("Nor of self-replay alone, nor of it and a blend: SFT with them forgets more.", SDFT,
-                           of_facts("sft self-replay", "sft self-replay, blend 0.8"), (FORGETS_LESS,), True),
+    "beats-remedies": Rule("Nor of self-replay alone: SFT with it forgets more.", SDFT,
+                           of_facts("sft self-replay"), (FORGETS_LESS,), True),
     "new-tasks": Rule("SDFT learns new tasks better than SFT, by at least 5 points (of unseen phrasings: SFT learns "
                       "all that it trains on).", SDFT, (SFT,), ((("unseen_phrasing", "more", 0.05),),)),
     "on-policy": Rule("Learning from one's own samples matters: it is better than from the teacher's.",
-                      ("facts", "student samples"), (VARIED,),
+                      ("facts", "student samples"), (SDFT,),
                       ((("kept", "more", 0.02),), (("learned", "more", 0.05),)), True),
-    "frozen-teacher": Rule("A moving teacher is better than a frozen one.", VARIED, of_facts("ema 1"),
+    "frozen-teacher": Rule("A moving teacher is better than a frozen one.", SDFT, of_facts("ema 1"),
                            ((("learned", "more", 0.05),),)),
-    "live-teacher": Rule("A moving teacher is better than a live one.", VARIED, of_facts("ema 0"),
+    "live-teacher": Rule("A moving teacher is better than a live one.", SDFT, of_facts("ema 0"),
                          ((("learned", "more", 0.05),),)),
-    "forward-divergence": Rule("KL(teacher ‖ student) learns more than the other two divergences.", VARIED,
+    "forward-divergence": Rule("KL(teacher ‖ student) learns more than the other two divergences.", SDFT,
                                of_facts("reverse", "jsd"), ((("learned", "more", 0.05),),)),
-    "best-alpha": Rule("A share of supervision hurts.", VARIED, of_facts("alpha 0.25", "alpha 0.5", "alpha 0.75"),
+    "best-alpha": Rule("A share of supervision hurts.", SDFT, of_facts("alpha 0.25", "alpha 0.5", "alpha 0.75"),
                        ((("kept", "more", 0.02),), (("drift", "times", 0.8),)), True),
-    "contrast": Rule("Contrast does more than nothing, and than skipping the first three tokens.", VARIED,
+    "contrast": Rule("Contrast does more than nothing, and than skipping the first three tokens.", SDFT,
                      of_facts("contrast 0", "no contrast, skip 3"), ((("drift", "times", 0.75),),), True),
     "contrast-row": Rule("Another row as contrast takes out what the rows of a task share as well: less is learned.",
-                         of_facts("contrast with another row")[0], (VARIED,), ((("learned", "less", 0.05),),)),
+                         of_facts("contrast with another row")[0], (SDFT,), ((("learned", "less", 0.05),),)),
     "families": Rule("SDFT learns skills as it learns facts, and forgets less.",
                      ("skills", "sdft"), (("skills", "sft"),),
                      ((("learned", "least", 0.8), ("kept", "more", 0.02)),), True),
@@ -156,7 +155,7 @@ def judge(rule, file) -> tuple:
 
 def templates(file) -> tuple:
     """What the teacher reads before the training, and what is learned, by the template."""
-    named = {"official words": VARIED, "earlier turn": ("facts", "earlier turn"),
+    named = {"official words": SDFT, "earlier turn": ("facts", "earlier turn"),
              "asked for a sentence": ("facts", "asked for a sentence")}
     found = {name: runs_of(file, *run) for name, run in named.items()}
     seeds = sorted(set.intersection(*map(set, found.values())))

@@ -56,13 +56,13 @@ def test_one_seed_is_no_verdict_and_neither_are_runs_of_other_seeds():
 ])
 def test_a_claim_holds_in_one_way_or_another(mine, other, expected):
     rule = real.RULES["on-policy"]
-    runs = seeds_of("facts", "student samples", **mine) + seeds_of("facts", "teacher samples", **other)
+    runs = seeds_of("facts", "student samples", **mine) + seeds_of("sentences", "sdft", **other)
     assert real.judge(rule, file(*runs))[-1] == expected
 
 
 def test_against_several_it_must_hold_against_each():
     rule = real.RULES["forward-divergence"]
-    runs = seeds_of("facts", "teacher samples") + seeds_of("facts", "reverse", learned=0.5)
+    runs = seeds_of("sentences", "sdft") + seeds_of("facts", "reverse", learned=0.5)
     assert real.judge(rule, file(*runs))[-1] == "not measured"
     for learned, expected in ((0.6, "holds"), (0.95, "does not hold here")):
         both = file(*runs, *seeds_of("facts", "jsd", learned=learned))
@@ -93,7 +93,7 @@ def test_a_rule_says_where_it_compares():
 
 
 def test_templates_drift_and_cost():
-    read = {("facts", "teacher samples"): 0.9, ("facts", "earlier turn"): 0.5, ("facts", "asked for a sentence"): 0.7}
+    read = {("sentences", "sdft"): 0.9, ("facts", "earlier turn"): 0.5, ("facts", "asked for a sentence"): 0.7}
     for worse, expected in ((0, "holds"), (1, "holds partly"), (2, "does not hold here"), (3, "does not hold here")):
         runs = [row(*run, seed, ceiling=ceiling, learned=1 - ceiling if seed < worse else ceiling)
                 for run, ceiling in read.items() for seed in range(3)]
