@@ -77,7 +77,7 @@ EXPERIMENTS = {
         "student samples": f"{SDFT} --sampler student --temperature 1",
         "half of the samples": HALF,
         "half of the samples, blend 0.8": f"{HALF} --blend 0.8",
-        "half of the samples, blend 0.8, 120 steps": f"{HALF} --blend 0.8 --steps 120",
+        "half of the samples, blend 0.8, 120 steps": f"{HALF} --steps 120 --blend 0.8",
         **{f"alpha {alpha}": f"{SDFT} --alpha {alpha}" for alpha in (0.25, 0.5, 0.75)},
         **{f"ema {decay}": f"{SDFT} --ema-decay {decay}" for decay in (0, 0.99, 1)},
         **{divergence: f"{SDFT} --divergence {divergence}" for divergence in ("reverse", "jsd")},
@@ -109,7 +109,7 @@ EXPERIMENTS = {
                  "half of the samples, 120 steps": f"{HALF} --steps 120",
                  "half of the samples, cosine, 100 steps": f"{HALF} --lr 1.5e-4 --schedule cosine "
                                                            "--steps 100",
-                 "half of the samples, 120 steps, blend 0.8": f"{HALF} --blend 0.8 --steps 120"},
+                 "half of the samples, 120 steps, blend 0.8": f"{HALF} --steps 120 --blend 0.8"},
     }.items() for name, options in tried.items()}),
     # a rule each, which a cue calls for; its form is read when the demonstration is an earlier turn
     "skills": (range(3), {f"{skill} {method}": f"{options} {LONGER}" for skill in skills.SKILLS for method, options in {
