@@ -103,12 +103,11 @@ EXPERIMENTS = {
                  "contrast 0": f"{CONSTANT} --contrast 0",
                  "contrast 1": f"{CONSTANT} --contrast 1",
                  "contrast 1 against row": f"{CONSTANT} --contrast 1 --against row",
-                 "contrast 1, self-replay 3, cosine": f"{SDFT} --strength 3 --batch-size 16 --lr 1.5e-4 "
-                                                      "--warmup 20 --schedule cosine --steps 100",
+                 "contrast 1, self-replay 3, cosine": f"{SDFT} --strength 3 --batch-size 16 --lr 1.5e-4 --warmup 20 "
+                                                      "--schedule cosine --steps 100",
                  "contrast 1, self-replay 1, batch 8": SDFT,
                  "half of the samples, 120 steps": f"{HALF} --steps 120",
-                 "half of the samples, cosine, 100 steps": f"{HALF} --lr 1.5e-4 --schedule cosine "
-                                                           "--steps 100",
+                 "half of the samples, cosine, 100 steps": f"{HALF} --lr 1.5e-4 --schedule cosine --steps 100",
                  "half of the samples, 120 steps, blend 0.8": f"{HALF} --steps 120 --blend 0.8"},
     }.items() for name, options in tried.items()}),
     # a rule each, which a cue calls for; its form is read when the demonstration is an earlier turn
