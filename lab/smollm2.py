@@ -96,7 +96,9 @@ EXPERIMENTS = {
                 "lr 1e-4 cosine self-replay 1": f"{SFT} --lr 1e-4 --schedule cosine {SELF_REPLAY}",
                 "lr 1e-4 blend 0.5": f"{SFT} --lr 1e-4 --blend 0.5",
                 "lr 5e-5 batch 8": f"{SFT} --batch-size 8 --steps 96",
-                "lr 5e-5 self-replay 3 blend 0.8": f"{SFT} --penalty self-replay --strength 3 --blend 0.8"},
+                "lr 5e-5 self-replay 3 blend 0.8": f"{SFT} --penalty self-replay --strength 3 --blend 0.8",
+                "lr 1e-4 cosine self-replay 1 blend 0.8": f"{SFT} --lr 1e-4 --schedule cosine {SELF_REPLAY} "
+                                                          "--blend 0.8"},
         "sdft plain": {"lr 2e-5": f"--lr 2e-5 {PLAIN}",
                        "lr 5e-5 earlier turn": f"--template earlier-turn --lr 5e-5 {PLAIN}"},
         "sdft": {"student samples, contrast 1": f"--contrast 1 --lr 5e-5 --warmup 30 --steps 100 {SAMPLES}",
@@ -108,7 +110,8 @@ EXPERIMENTS = {
                  "contrast 1, self-replay 1, batch 8": SDFT,
                  "half of the samples, 120 steps": f"{HALF} --steps 120",
                  "half of the samples, cosine, 100 steps": f"{HALF} --lr 1.5e-4 --schedule cosine --steps 100",
-                 "half of the samples, 120 steps, blend 0.8": f"{HALF} --steps 120 --blend 0.8"},
+                 "half of the samples, 120 steps, blend 0.8": f"{HALF} --steps 120 --blend 0.8",
+                 "half of the samples, lr 1.5e-4, blend 0.8": f"{HALF} --lr 1.5e-4 --blend 0.8"},
     }.items() for name, options in tried.items()}),
     # a rule each, which a cue calls for; its form is read when the demonstration is an earlier turn
     "skills": (range(3), {f"{skill} {method}": f"{options} {LONGER}" for skill in skills.SKILLS for method, options in {
