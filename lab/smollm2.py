@@ -33,12 +33,11 @@ from runs import BadInput, ends_in_one_line, read_json, remove, replacing, write
 ROOT, MODEL = os.path.join("out", "smollm2-runs"), os.path.join("out", "smollm2")
 ALL = "--batch-size 16 --bf16 --converged 0 --save-every 1000"
 SAMPLES = "--max-new-tokens 24 --watch-every 20 --measure-every 20"
-TEACHER = f"--sampler teacher --temperature 0.5 {SAMPLES}"
-CONSTANT = f"{TEACHER} --lr 5e-5 --warmup 30 --steps 100 --blend 0.8"
 SELF_REPLAY = "--penalty self-replay --strength 1"
-NO_PENALTY = f"{TEACHER} --batch-size 8 --lr 1e-4 --warmup 10 --blend 0.9 --steps 80 --contrast 1"
-SDFT = f"{NO_PENALTY} {SELF_REPLAY}"
-HALF = f"{SDFT} --sampler 0.5"
+ON_SAMPLES = f"--sampler 0.5 --temperature 0.5 --contrast 1 --batch-size 8 --lr 1e-4 --warmup 10 --steps 100 {SAMPLES}"
+SDFT = f"{ON_SAMPLES} --blend 0.8 {SELF_REPLAY}"
+TEACHER = f"{SDFT} --sampler teacher --steps 80 --blend 0.9"            # the recipe before
+CONSTANT = f"--sampler teacher --temperature 0.5 {SAMPLES} --lr 5e-5 --warmup 30 --steps 100 --blend 0.8"
 SFT = "--method sft --lr 5e-5 --steps 48 --measure-every 12 --watch-every 24"
 PLAIN = f"--contrast 0 --warmup 10 --steps 80 {SAMPLES}"
 TRL = "--lr 5e-5 --warmup 10 --steps 80 --max-new-tokens 24 --measure-every 20"
@@ -67,17 +66,17 @@ EXPERIMENTS = {
         "sft self-replay, blend 0.8": f"{SFT} {SELF_REPLAY} --blend 0.8 --steps 60",
         "sdft plain, official words": f"--lr 5e-5 {PLAIN}",
         "sdft plain, official words, contrast 1": f"--lr 5e-5 {PLAIN} --contrast 1",
-        "no self-replay": NO_PENALTY,
-        "no self-replay, 5e-5 throughout, blend 0.8": f"{CONSTANT} --contrast 1",
+        "no self-replay": f"{ON_SAMPLES} --blend 0.8",
         "contrast 0": f"{SDFT} --contrast 0",
         "contrast 0.5": f"{SDFT} --contrast 0.5",
         "contrast 2": f"{SDFT} --contrast 2",
         "contrast with another row": f"{SDFT} --against row",
         "no contrast, skip 3": f"{SDFT} --contrast 0 --skip 3",
-        "student samples": f"{SDFT} --sampler student --temperature 1",
-        "half of the samples": HALF,
-        "half of the samples, blend 0.8": f"{HALF} --blend 0.8",
-        "half of the samples, blend 0.8, 120 steps": f"{HALF} --steps 120 --blend 0.8",
+        "80 steps": f"{SDFT} --steps 80",
+        "120 steps": f"{SDFT} --steps 120",
+        "teacher samples": TEACHER,
+        "teacher samples, contrast 0": f"{TEACHER} --contrast 0",
+        "student samples": f"{TEACHER} --sampler student --temperature 1",
         **{f"alpha {alpha}": f"{SDFT} --alpha {alpha}" for alpha in (0.25, 0.5, 0.75)},
         **{f"ema {decay}": f"{SDFT} --ema-decay {decay}" for decay in (0, 0.99, 1)},
         **{divergence: f"{SDFT} --divergence {divergence}" for divergence in ("reverse", "jsd")},
@@ -105,13 +104,13 @@ EXPERIMENTS = {
                  "contrast 0": f"{CONSTANT} --contrast 0",
                  "contrast 1": f"{CONSTANT} --contrast 1",
                  "contrast 1 against row": f"{CONSTANT} --contrast 1 --against row",
-                 "contrast 1, self-replay 3, cosine": f"{SDFT} --strength 3 --batch-size 16 --lr 1.5e-4 --warmup 20 "
+                 "contrast 1, self-replay 3, cosine": f"{TEACHER} --strength 3 --batch-size 16 --lr 1.5e-4 --warmup 20 "
                                                       "--schedule cosine --steps 100",
-                 "contrast 1, self-replay 1, batch 8": SDFT,
-                 "half of the samples, 120 steps": f"{HALF} --steps 120",
-                 "half of the samples, cosine, 100 steps": f"{HALF} --lr 1.5e-4 --schedule cosine --steps 100",
-                 "half of the samples, 120 steps, blend 0.8": f"{HALF} --steps 120 --blend 0.8",
-                 "half of the samples, lr 1.5e-4, blend 0.8": f"{HALF} --lr 1.5e-4 --blend 0.8"},
+                 "contrast 1, self-replay 1, batch 8": TEACHER,
+                 "half of the samples, 120 steps": f"{SDFT} --steps 120 --blend 0.9",
+                 "half of the samples, cosine, 100 steps": f"{SDFT} --lr 1.5e-4 --schedule cosine --blend 0.9",
+                 "half of the samples, 120 steps, blend 0.8": f"{SDFT} --steps 120",
+                 "half of the samples, lr 1.5e-4, blend 0.8": f"{SDFT} --lr 1.5e-4 --steps 80"},
     }.items() for name, options in tried.items()}),
     # a rule each, which a cue calls for; its form is read when the demonstration is an earlier turn
     "skills": (range(3), {f"{skill} {method}": f"{options} {LONGER}" for skill in skills.SKILLS for method, options in {
@@ -394,9 +393,16 @@ def write_rows(results, rows):
         f.write(f'{{"command": "python lab/smollm2.py all", "runs": [\n{lines}\n]}}\n')
 
 
-def options(command) -> list[str]:
-    """What a run was told; where its files and folder lie is no matter."""
-    return [word for word in shlex.split(command) if not word.startswith(ROOT)]
+def options(command) -> dict:
+    """What a run was told, {option: its words}: of an option that is given twice the later counts; where files and
+    folder lie is no matter."""
+    told, option = {}, ""
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            told[option := word] = []
+        elif option and not word.startswith(ROOT):
+            told[option].append(word)
+    return told
 
 
 def evidence(results, experiments, n_seeds):

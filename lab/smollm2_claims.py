@@ -66,7 +66,7 @@ RULES = {
     "new-tasks": Rule("SDFT learns new tasks better than SFT, by at least 5 points (of unseen phrasings: SFT learns "
                       "all that it trains on).", SDFT, (SFT,), ((("unseen_phrasing", "more", 0.05),),)),
     "on-policy": Rule("Learning from one's own samples matters: it is better than from the teacher's.",
-                      ("facts", "student samples"), (SDFT,),
+                      ("facts", "student samples"), of_facts("teacher samples"),
                       ((("kept", "more", 0.02),), (("learned", "more", 0.05),)), True),
     "frozen-teacher": Rule("A moving teacher is better than a frozen one.", SDFT, of_facts("ema 1"),
                            ((("learned", "more", 0.05),),)),

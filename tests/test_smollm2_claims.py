@@ -56,7 +56,7 @@ def test_one_seed_is_no_verdict_and_neither_are_runs_of_other_seeds():
 ])
 def test_a_claim_holds_in_one_way_or_another(mine, other, expected):
     rule = real.RULES["on-policy"]
-    runs = seeds_of("facts", "student samples", **mine) + seeds_of("sentences", "sdft", **other)
+    runs = seeds_of("facts", "student samples", **mine) + seeds_of("facts", "teacher samples", **other)
     assert real.judge(rule, file(*runs))[-1] == expected
 
 
