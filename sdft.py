@@ -5,7 +5,7 @@ shown a demonstration scores that answer, and a KL over the vocabulary pulls the
 self. `sdft_step` is the method. A model is any nn.Module with the forward named there; of this project only the losses
 of divergence.py are imported, so that the two files can be lifted out together.
 
-Differences of this file from the paper (P) and from the official code (C):
+Differences of this file from the paper (P) and from the official code (C, github.com/idanshen/Self-Distillation):
  1. The default divergence is KL(teacher ‖ student), as in C; P's equation 1 is KL(student ‖ teacher). JSD is here too.
  2. The loss is the sum over all response tokens of the batch / their number; C takes the mean of each sequence first.
  3. No token at the start of a response is skipped (C: 3, here train.py's --skip): answers are short, and their first
@@ -41,10 +41,10 @@ def sdft_step(student, teacher, optimizer, batch, sample, *, divergence="forward
               contrast=0.0, penalty=None, micro_batch=None, clip=1.0, linear=False, loss_fn=None):
     """One step of SDFT: sample, score twice, KL, step, EMA.
 
-    student, teacher: modules with model(tokens (B, T), at=(B, R), return_hidden=False) -> logits (B, R, V), or what
-    their `head` reads, (B, R, D).
-    batch: prompt (B, P), demo_prompt (B, Q) int64 padded on the right, length, demo_length (B,), response (B, R), its
-    mask. sample(student, prompt, length) -> response (B, R) int64, mask (B, R) bool.
+    student, teacher: modules with model(tokens (B, T), at=(B, R), return_hidden=False) -> logits (B, R, V) of the token
+    behind each position in `at`, or what their `head`, a Linear without bias, reads there, (B, R, D).
+    batch: prompt (B, P), demo_prompt (B, Q) int64 padded on the right, length, demo_length (B,); of the demonstration
+    response (B, R), response_mask. sample(student, prompt, length) -> response (B, R) int64, mask (B, R) bool.
     divergence: "forward" KL(teacher ‖ student), "reverse" KL(student ‖ teacher), or "jsd", in which beta is the
     teacher's weight. alpha: share of the supervised loss. ema_decay: what the teacher keeps of its weights. contrast: c
     above; the batch then has other_prompt and other_length too.

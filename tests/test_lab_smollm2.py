@@ -99,8 +99,9 @@ def test_a_row_stands_for_its_run_until_the_plan_is_another(tiny, monkeypatch):
     assert made == [("trials", 100, "sft lr 0.1")]
     again = smollm2.read_rows("results")
     assert again["trials", 100, "sdft lr 0.1"] == row and "--lr 0.2" in again[made[0]]["command"]
-    # where its files and its folder lay is no matter
-    moved = {**row, "command": row["command"].replace("/trials/100/", "/other/1/")}
+    # where its files and its folder lay is no matter, nor what was said before the last word on it
+    told = row["command"].replace("/trials/100/", "/other/1/").replace("--lr 0.1", "--lr 0.2 --lr 0.1")
+    moved = {**row, "command": told}
     assert moved["command"].count("/other/1/") == 5
     smollm2.write_rows("results", [again[made[0]], moved])
     smollm2.evidence("results", ["trials"], 1)
