@@ -239,7 +239,8 @@ def keep_memory():
 
 def give_back_memory():
     """What is free goes back to the system, now and then: with `keep_memory` it lies in pieces in which a large tensor
-    finds no place, and in a chat model's run the process grew from 8.7 GB at step 20 to 11.7 at step 80."""
+    finds no place. A chat model's run of 5.4 GB has 7.5 after a step, and after twenty more than 11 (SmolLM2, batch 8).
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
