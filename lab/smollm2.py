@@ -60,7 +60,7 @@ EXPERIMENTS = {
         "sdft, student too": f"{SDFT} --template examples/terse.txt",
     }),
     # remedies for SFT; what contrast does to the paper's method in the official words, for train.py's default; and what
-    # of our recipe it is: one thing is another, and the rest as in `sentences`
+    # of our recipe it is: one thing is another, and the rest as in `sentences`, or as in `teacher samples`
     "facts": (range(3), {
         "sft slow": "--method sft --lr 5e-6 --steps 240 --watch-every 60 --measure-every 60",
         "sft self-replay": f"{SFT} {SELF_REPLAY}",
@@ -287,9 +287,10 @@ def over_seeds(runs, names) -> dict:
     """Mean, half of the 95 % t-interval and every seed of each figure."""
     row = {}
     for name in names:
-        seeds = [run[name] for run in runs if run[name] is not None]
-        mean, half = interval(seeds)
-        row[name] = {"mean": mean, "ci95": half if half == half else None, "seeds": seeds} if seeds else None
+        known = [run[name] for run in runs if run[name] is not None]
+        mean, half = interval(known)
+        row[name] = {"mean": mean, "ci95": half if half == half else None,
+                     "seeds": [run[name] for run in runs]} if known else None
     return row
 
 
@@ -395,13 +396,13 @@ def write_rows(results, rows):
 
 
 def options(command) -> dict:
-    """What a run was told, {option: its words}: of an option that is given twice the later counts; where files and
-    folder lie is no matter."""
-    told, option = {}, ""
+    """What a run was told, {option: its words}, and its program as "": of an option that is given twice the later
+    counts; where files and folder lie is no matter."""
+    told, option = {"": []}, ""
     for word in shlex.split(command):
         if word.startswith("--"):
             told[option := word] = []
-        elif option and not word.startswith(ROOT):
+        elif not word.startswith(ROOT):
             told[option].append(word)
     return told
 

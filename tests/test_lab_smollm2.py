@@ -106,6 +106,8 @@ def test_a_row_stands_for_its_run_until_the_plan_is_another(tiny, monkeypatch):
     smollm2.write_rows("results", [again[made[0]], moved])
     smollm2.evidence("results", ["trials"], 1)
     assert len(made) == 1 and smollm2.read_rows("results")["trials", 100, "sdft lr 0.1"] == moved
+    # another program's is another run
+    assert smollm2.options(told) != smollm2.options(told.replace("train.py", "lab/trl_smollm2.py"))
 
 
 @pytest.mark.parametrize("experiment", smollm2.EXPERIMENTS)
