@@ -34,9 +34,10 @@ ROOT, MODEL = os.path.join("out", "smollm2-runs"), os.path.join("out", "smollm2"
 ALL = "--batch-size 16 --bf16 --converged 0 --save-every 1000"
 SAMPLES = "--max-new-tokens 24 --watch-every 20 --measure-every 20"
 SELF_REPLAY = "--penalty self-replay --strength 1"
-ON_SAMPLES = f"--sampler 0.5 --temperature 0.5 --contrast 1 --batch-size 8 --lr 1e-4 --warmup 10 --steps 100 {SAMPLES}"
-SDFT = f"{ON_SAMPLES} --blend 0.8 {SELF_REPLAY}"
-TEACHER = f"{SDFT} --sampler teacher --steps 80 --blend 0.9"            # the recipe before
+NO_PENALTY = ("--sampler 0.5 --temperature 0.5 --contrast 1 --batch-size 8 --lr 1e-4 --warmup 10 --steps 100 "
+              f"--blend 0.8 {SAMPLES}")
+SDFT = f"{NO_PENALTY} {SELF_REPLAY}"
+TEACHER = f"{SDFT} --sampler teacher --steps 80 --blend 0.9"            # all samples are the teacher's
 CONSTANT = f"--sampler teacher --temperature 0.5 {SAMPLES} --lr 5e-5 --warmup 30 --steps 100 --blend 0.8"
 SFT = "--method sft --lr 5e-5 --steps 48 --measure-every 12 --watch-every 24"
 PLAIN = f"--contrast 0 --warmup 10 --steps 80 {SAMPLES}"
@@ -67,7 +68,7 @@ EXPERIMENTS = {
         "sft self-replay, blend 0.8": f"{SFT} {SELF_REPLAY} --blend 0.8 --steps 60",
         "sdft plain, official words": f"--lr 5e-5 {PLAIN}",
         "sdft plain, official words, contrast 1": f"--lr 5e-5 {PLAIN} --contrast 1",
-        "no self-replay": f"{ON_SAMPLES} --blend 0.8",
+        "no self-replay": NO_PENALTY,
         "contrast 0": f"{SDFT} --contrast 0",
         "contrast 0.5": f"{SDFT} --contrast 0.5",
         "contrast 2": f"{SDFT} --contrast 2",
