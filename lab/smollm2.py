@@ -57,7 +57,8 @@ EXPERIMENTS = {
     }),
     "terse": (range(3), {
         "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --measure-every 8 --watch-every 24",
-        "sdft": f"{TEACHER} --template examples/terse.txt",
+        "sdft": f"{TEACHER} --blend 0.8 --template examples/terse.txt",
+        "sdft, blend 0.9": f"{TEACHER} --template examples/terse.txt",
         "sdft, student too": f"{SDFT} --template examples/terse.txt",
     }),
     # remedies for SFT; what contrast does to the paper's method in the official words, for train.py's default; and what
