@@ -50,16 +50,14 @@ DEMO = ("sft", "sdft plain", "sdft")                        # of the sentences
 # template, by which it learns more here. What to make of a bare value the official words, "an example for a response",
 # leave open: examples/terse.txt asks for a sentence
 EXPERIMENTS = {
-    "sentences": (range(3), {
+    "sentences": (range(6), {
         "sft": SFT,
         "sdft plain": f"--template earlier-turn --lr 5e-5 {PLAIN}",
         "sdft": SDFT,
     }),
     "terse": (range(3), {
         "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --measure-every 8 --watch-every 24",
-        "sdft": f"{TEACHER} --blend 0.8 --template examples/terse.txt",
-        "sdft, blend 0.9": f"{TEACHER} --template examples/terse.txt",
-        "sdft, student too": f"{SDFT} --template examples/terse.txt",
+        "sdft": f"{SDFT} --template examples/terse.txt",
     }),
     # remedies for SFT; what contrast does to the paper's method in the official words, for train.py's default; and what
     # of our recipe it is: one thing is another, and the rest as in `sentences`, or as in `teacher samples`
