@@ -113,6 +113,11 @@ EXPERIMENTS = {
                  "half of the samples, 120 steps, blend 0.8": f"{SDFT} --steps 120",
                  "half of the samples, lr 1.5e-4, blend 0.8": f"{SDFT} --lr 1.5e-4 --steps 80"},
     }.items() for name, options in tried.items()}),
+    # of bare values; against "own" a target has the form of the demonstrations in it, which is no sentence's
+    "terse-trials": ([100], {
+        "against own": f"{SDFT} --template examples/terse.txt",
+        "against row": f"{SDFT} --template examples/terse.txt --against row",
+    }),
     # a rule each, which a cue calls for; its form is read when the demonstration is an earlier turn
     "skills": (range(3), {f"{skill} {method}": f"{options} {LONGER}" for skill in skills.SKILLS for method, options in {
         "sft": "--method sft --lr 5e-5 --steps 36 --watch-every 12 --measure-every 6",
@@ -186,7 +191,7 @@ def teach_all(jobs):
         if experiment in ("skills", "sequence"):
             skills.write(skills.Config(seed=seed, out=files(experiment, seed)))
         else:
-            facts.write(facts.Config(seed=seed, terse=experiment == "terse", out=files(experiment, seed)))
+            facts.write(facts.Config(seed=seed, terse=experiment.startswith("terse"), out=files(experiment, seed)))
         if not is_made(job) and not teach(job):
             failed.append(f"{job.folder}: the run ended with an error (above); the same command tries it again")
             continue
