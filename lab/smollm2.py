@@ -45,7 +45,7 @@ TRL = "--lr 5e-5 --warmup 10 --steps 80 --max-new-tokens 24 --measure-every 20"
 LONGER = "--max-new-tokens 32"                               # a record is longer than a sentence
 HEADLINE = ("sentences", "terse")                           # the demonstrations: in sentences, or the bare value
 MATCHED = 0.8                                               # what has been learned where methods are compared
-DEMO = ("sft", "sdft plain", "sdft")                        # of the sentences
+DEMO = {"sft": 24, "sdft plain": 40, "sdft": 50}            # of the sentences; measured so many steps apart
 # {experiment: (seeds, {method: its options})}. `sdft plain` is the paper's, on the student's own samples, but for the
 # template, by which it learns more here. What to make of a bare value the official words, "an example for a response",
 # leave open: examples/terse.txt asks for a sentence
@@ -57,7 +57,7 @@ EXPERIMENTS = {
     }),
     "terse": (range(3), {
         "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --measure-every 8 --watch-every 24",
-        "sdft": f"{SDFT} --template examples/terse.txt",
+        "sdft": f"{SDFT} --template examples/terse.txt --against row",
     }),
     # remedies for SFT; what contrast does to the paper's method in the official words, for train.py's default; and what
     # of our recipe it is: one thing is another, and the rest as in `sentences`, or as in `teacher samples`
@@ -100,7 +100,8 @@ EXPERIMENTS = {
                 "lr 1e-4 cosine self-replay 1 blend 0.8": f"{SFT} --lr 1e-4 --schedule cosine {SELF_REPLAY} "
                                                           "--blend 0.8"},
         "sdft plain": {"lr 2e-5": f"--lr 2e-5 {PLAIN}",
-                       "lr 5e-5 earlier turn": f"--template earlier-turn --lr 5e-5 {PLAIN}"},
+                       "lr 5e-5 earlier turn": f"--template earlier-turn --lr 5e-5 {PLAIN}",
+                       "lr 1e-4 batch 8 earlier turn": f"--template earlier-turn --lr 1e-4 --batch-size 8 {PLAIN}"},
         "sdft": {"student samples, contrast 1": f"--contrast 1 --lr 5e-5 --warmup 30 --steps 100 {SAMPLES}",
                  "contrast 0": f"{CONSTANT} --contrast 0",
                  "contrast 1": f"{CONSTANT} --contrast 1",
@@ -111,7 +112,8 @@ EXPERIMENTS = {
                  "half of the samples, 120 steps": f"{SDFT} --steps 120 --blend 0.9",
                  "half of the samples, cosine, 100 steps": f"{SDFT} --lr 1.5e-4 --schedule cosine --blend 0.9",
                  "half of the samples, 120 steps, blend 0.8": f"{SDFT} --steps 120",
-                 "half of the samples, lr 1.5e-4, blend 0.8": f"{SDFT} --lr 1.5e-4 --steps 80"},
+                 "half of the samples, lr 1.5e-4, blend 0.8": f"{SDFT} --lr 1.5e-4 --steps 80",
+                 "half of the samples, blend 0.8, against row": f"{SDFT} --against row"},
     }.items() for name, options in tried.items()}),
     # of bare values; against "own" a target has the form of the demonstrations in it, which is no sentence's
     "terse-trials": ([100], {
@@ -148,13 +150,13 @@ def files(experiment, seed) -> str:
     return os.path.join(ROOT, experiment, str(seed), "files")
 
 
-def job(experiment, seed, name) -> Job:
+def job(experiment, seed, name, more="") -> Job:
     there = files(experiment, seed)
     taught = {"skills": name.split()[0], "sequence": "sequence/*"}.get(experiment, "teach")
     given = " ".join(f"--{option} {there}/{file}.jsonl" for option, file in (
         ("demos", taught), ("keep", "general"), ("neighbours", "neighbours"), ("open-prompts", "open")))
     program, common = ("lab/trl_smollm2.py", "--batch-size 16") if experiment == "trl" else ("train.py", ALL)
-    options = f"--init {MODEL} {given} {common} {EXPERIMENTS[experiment][1][name]} --seed {seed}"
+    options = f"--init {MODEL} {given} {common} {EXPERIMENTS[experiment][1][name]} --seed {seed} {more}".strip()
     return Job(os.path.join(ROOT, experiment, str(seed), name), program, options, (experiment, seed, name))
 
 
@@ -454,7 +456,8 @@ def gather(results, rows):
 
 def demo():
     kind = "sentences"
-    runs = {done.key[-1]: found(done) for done in teach_all(job(kind, 0, name) for name in DEMO)}
+    jobs = (job(kind, 0, name, f"--measure-every {every}") for name, every in DEMO.items())
+    runs = {done.key[-1]: found(done) for done in teach_all(jobs)}
     base = next(iter(runs.values()))["curve"][0]
     rows = {name: {c: [row[c]] for c in COLUMNS if c in row} for name, row in ({"base": base} | runs).items()}
     print(f"{told(side_by_side(runs))}\n\n{table(rows)}", flush=True)

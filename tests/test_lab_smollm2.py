@@ -172,7 +172,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(tiny, monkeypatch):
         smollm2.evidence("results", ["sentences"], None)
     assert list(smollm2.read_rows("results")) == [("sentences", 0, "sft")]
     assert list(read_json("results/smollm2.json")["sentences"]) == ["base", "sft"]
-    monkeypatch.setattr(smollm2, "DEMO", ("sdft",))
+    monkeypatch.setattr(smollm2, "DEMO", {"sdft": 1})
     with pytest.raises(BadInput, match="sentences/0/sdft: the run ended with an error"):
         smollm2.demo()
 
