@@ -57,6 +57,8 @@ EXPERIMENTS = {
     }),
     "terse": (range(3), {
         "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --measure-every 8 --watch-every 24",
+        "sft self-replay, blend 0.8": "--method sft --lr 5e-5 --steps 36 --max-new-tokens 24 --measure-every 12 "
+                                      f"--watch-every 36 {SELF_REPLAY} --blend 0.8",
         "sdft": f"{SDFT} --template examples/terse.txt --against row",
     }),
     # remedies for SFT; what contrast does to the paper's method in the official words, for train.py's default; and what
