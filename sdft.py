@@ -15,8 +15,8 @@ Differences of this file from the paper (P) and from the official code (C, githu
  6. `penalty` adds a loss of one's own; penalties.py uses it for self-replay and for the baselines.
  7. `contrast` c is our extension (P and C: 0; train.py's default for a chat model: 1). Shown a demonstration, a teacher
     also says what any demonstration makes it say ("The answer to this question is ..."), and that is learned first.
-    Another demonstration of the same form, such as its own answer to another prompt, brings the same habit without the
-    information. So the target is the softmax of
+    Another demonstration of the same form (another row's, or what it said itself to another prompt) brings that habit
+    without the information. So the target is the softmax of
 
         log p(y | demo, x) + c [log p(y | x) - log p(y | other demo, x)],    the bracket cut at 3 nats either way,
 

@@ -60,8 +60,8 @@ class Config:
         within=(-1, 10))
     against: str = option(
         "own", "what a contrast shows instead: own, what the model itself said to another prompt before the task (that "
-        "takes out the habit of the words around it), or row, another demonstration (and what a task's rows share, such "
-        "as the form of bare values)",
+        "takes out the habit of the words around it), or row, another demonstration (and what a task's rows share: "
+        "the form of bare values)",
         choices=["own", "row"], only=SDFT)
     alpha: float = option(
         0.0, "share of the supervised loss: alpha * SFT + (1 - alpha) * distillation", within=(0, 1), only=SDFT)

@@ -41,18 +41,18 @@ TEACHER = f"{SDFT} --sampler teacher --steps 80 --blend 0.9"            # all sa
 CONSTANT = f"--sampler teacher --temperature 0.5 {SAMPLES} --lr 5e-5 --warmup 30 --steps 100 --blend 0.8"
 SFT = "--method sft --lr 5e-5 --steps 48 --measure-every 12 --watch-every 24"
 PLAIN = f"--contrast 0 --warmup 10 --steps 80 {SAMPLES}"
+EARLIER = f"--template earlier-turn --lr 5e-5 {PLAIN}"
 TRL = "--lr 5e-5 --warmup 10 --steps 80 --max-new-tokens 24 --measure-every 20"
 LONGER = "--max-new-tokens 32"                               # a record is longer than a sentence
 HEADLINE = ("sentences", "terse")                           # the demonstrations: in sentences, or the bare value
 MATCHED = 0.8                                               # what has been learned where methods are compared
-DEMO = {"sft": 24, "sdft plain": 40, "sdft": 50}            # of the sentences; measured so many steps apart
 # {experiment: (seeds, {method: its options})}. `sdft plain` is the paper's, on the student's own samples, but for the
 # template, by which it learns more here. What to make of a bare value the official words, "an example for a response",
 # leave open: examples/terse.txt asks for a sentence
 EXPERIMENTS = {
     "sentences": (range(6), {
         "sft": SFT,
-        "sdft plain": f"--template earlier-turn --lr 5e-5 {PLAIN}",
+        "sdft plain": EARLIER,
         "sdft": SDFT,
     }),
     "terse": (range(3), {
@@ -86,7 +86,7 @@ EXPERIMENTS = {
         "earlier turn": f"{SDFT} --template earlier-turn",
         "asked for a sentence": f"{SDFT} --template examples/terse.txt",
     }),
-    # as many for SFT as for SDFT in all its forms, on a seed of its own
+    # what was tried, on a seed of its own
     "trials": ([100], {f"{method} {name}": options for method, tried in {
         "sft": {"lr 2e-5": f"{SFT} --lr 2e-5 --steps 72",
                 "lr 5e-5": f"{SFT} --steps 72",
@@ -102,7 +102,7 @@ EXPERIMENTS = {
                 "lr 1e-4 cosine self-replay 1 blend 0.8": f"{SFT} --lr 1e-4 --schedule cosine {SELF_REPLAY} "
                                                           "--blend 0.8"},
         "sdft plain": {"lr 2e-5": f"--lr 2e-5 {PLAIN}",
-                       "lr 5e-5 earlier turn": f"--template earlier-turn --lr 5e-5 {PLAIN}",
+                       "lr 5e-5 earlier turn": EARLIER,
                        "lr 1e-4 batch 8 earlier turn": f"--template earlier-turn --lr 1e-4 --batch-size 8 {PLAIN}"},
         "sdft": {"student samples, contrast 1": f"--contrast 1 --lr 5e-5 --warmup 30 --steps 100 {SAMPLES}",
                  "contrast 0": f"{CONSTANT} --contrast 0",
@@ -117,7 +117,7 @@ EXPERIMENTS = {
                  "half of the samples, lr 1.5e-4, blend 0.8": f"{SDFT} --lr 1.5e-4 --steps 80",
                  "half of the samples, blend 0.8, against row": f"{SDFT} --against row"},
     }.items() for name, options in tried.items()}),
-    # of bare values; against "own" a target has the form of the demonstrations in it, which is no sentence's
+    # bare values: does a target against "own", which is a sentence, have their form in it?
     "terse-trials": ([100], {
         "against own": f"{SDFT} --template examples/terse.txt",
         "against row": f"{SDFT} --template examples/terse.txt --against row",
@@ -136,6 +136,9 @@ EXPERIMENTS = {
         "sdft": f"{SDFT} --measure-every 0 --template earlier-turn"}.items()}),
     # another trainer, in its own words and in the paper's, with the samples of `sdft plain`
     "trl": (range(3), {"trl": TRL, "trl paper": f"{TRL} --paper"}),
+    # `make smollm2`: the sentences again, measured half as often
+    "demo": (range(1), {"sft": f"{SFT} --measure-every 24", "sdft plain": f"{EARLIER} --measure-every 40",
+                        "sdft": f"{SDFT} --measure-every 50"}),
 }
 FIGURES = {"learned": "learned", "unseen_phrasing": "R", "general": "base_accuracy", "kept": "kept",
            "neighbours": "neighbours", "neighbours_kept": "neighbours_kept", "drift": "drift_base",
@@ -152,13 +155,13 @@ def files(experiment, seed) -> str:
     return os.path.join(ROOT, experiment, str(seed), "files")
 
 
-def job(experiment, seed, name, more="") -> Job:
+def job(experiment, seed, name) -> Job:
     there = files(experiment, seed)
     taught = {"skills": name.split()[0], "sequence": "sequence/*"}.get(experiment, "teach")
     given = " ".join(f"--{option} {there}/{file}.jsonl" for option, file in (
         ("demos", taught), ("keep", "general"), ("neighbours", "neighbours"), ("open-prompts", "open")))
     program, common = ("lab/trl_smollm2.py", "--batch-size 16") if experiment == "trl" else ("train.py", ALL)
-    options = f"--init {MODEL} {given} {common} {EXPERIMENTS[experiment][1][name]} --seed {seed} {more}".strip()
+    options = f"--init {MODEL} {given} {common} {EXPERIMENTS[experiment][1][name]} --seed {seed}"
     return Job(os.path.join(ROOT, experiment, str(seed), name), program, options, (experiment, seed, name))
 
 
@@ -457,28 +460,27 @@ def gather(results, rows):
 
 
 def demo():
-    kind = "sentences"
-    jobs = (job(kind, 0, name, f"--measure-every {every}") for name, every in DEMO.items())
-    runs = {done.key[-1]: found(done) for done in teach_all(jobs)}
+    runs = {done.key[-1]: found(done) for done in teach_all(job("demo", 0, name) for name in EXPERIMENTS["demo"][1])}
     base = next(iter(runs.values()))["curve"][0]
     rows = {name: {c: [row[c]] for c in COLUMNS if c in row} for name, row in ({"base": base} | runs).items()}
     print(f"{told(side_by_side(runs))}\n\n{table(rows)}", flush=True)
-    draw({kind: {name: [run] for name, run in runs.items()}}, picture := os.path.join(ROOT, "learning.png"))
+    draw({"sentences": {name: [run] for name, run in runs.items()}}, picture := os.path.join(ROOT, "learning.png"))
     print(f"wrote {picture}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"all, or of {', '.join(EXPERIMENTS)}")
+    every = [name for name in EXPERIMENTS if name != "demo"]
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"all, or of {', '.join(every)}")
     parser.add_argument("--seeds", type=int, help="the first so many seeds of each experiment (default: all)")
     args = parser.parse_args()
-    if unknown := set(args.experiments) - {"all", *EXPERIMENTS}:
-        parser.error(f"no experiment is called {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}")
+    if unknown := set(args.experiments) - {"all", *every}:
+        parser.error(f"no experiment is called {', '.join(sorted(unknown))}; there are {', '.join(every)}")
     if args.seeds is not None and args.seeds < 1:
         parser.error(f"--seeds {args.seeds}: must be 1 or more")
     with ends_in_one_line():
         if args.experiments:
-            evidence("results", EXPERIMENTS if "all" in args.experiments else args.experiments, args.seeds)
+            evidence("results", every if "all" in args.experiments else args.experiments, args.seeds)
         else:
             demo()
 

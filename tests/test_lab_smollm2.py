@@ -28,7 +28,7 @@ def tiny(here, monkeypatch):  # noqa: F811
     """Two seeds of three methods; the model is there already."""
     os.makedirs("out")
     os.rename("base", "out/smollm2")
-    monkeypatch.setattr(smollm2, "EXPERIMENTS", {"sentences": (range(2), METHODS)})
+    monkeypatch.setattr(smollm2, "EXPERIMENTS", {"sentences": (range(2), METHODS), "demo": (range(1), METHODS)})
     monkeypatch.setattr(smollm2, "HEADLINE", ("sentences",))
     monkeypatch.setattr(smollm2, "ALL", OPTIONS)
     return here
@@ -42,10 +42,10 @@ def test_a_demo_makes_its_runs_once_and_prints_table_and_answers(tiny, monkeypat
     smollm2.demo()
     said = capfd.readouterr().out
     for name, options in METHODS.items():
-        assert f"--out 'out/smollm2-runs/sentences/0/{name}'".replace("'", "'" * (" " in name)) in said
+        assert f"--out 'out/smollm2-runs/demo/0/{name}'".replace("'", "'" * (" " in name)) in said
         assert f"\n| {name} | " in said and f"{OPTIONS} {options}" in said
-        assert os.listdir(f"out/smollm2-runs/sentences/0/{name}/model")
-        assert not os.path.exists(f"out/smollm2-runs/sentences/0/{name}/checkpoint.pt")
+        assert os.listdir(f"out/smollm2-runs/demo/0/{name}/model")
+        assert not os.path.exists(f"out/smollm2-runs/demo/0/{name}/checkpoint.pt")
     assert "\n| base | 0.00 | " in said and said.count("\n  base ") == said.count("\n  sft ") == 7
     assert os.path.getsize("out/smollm2-runs/learning.png") > 1000
     monkeypatch.setattr(smollm2, "teach", refuse)
@@ -166,14 +166,13 @@ def test_a_sequence_is_told_task_by_task(tiny, monkeypatch):
 
 def test_a_run_that_fails_is_named_and_the_others_are_made(tiny, monkeypatch):
     methods = {"sdft": "--guard 0.9", "sft": METHODS["sft"]}
-    monkeypatch.setattr(smollm2, "EXPERIMENTS", {"sentences": (range(1), methods)})
+    monkeypatch.setattr(smollm2, "EXPERIMENTS", {"sentences": (range(1), methods), "demo": (range(1), methods)})
     os.makedirs("results")
     with pytest.raises(BadInput, match="out/smollm2-runs/sentences/0/sdft: the run ended with an error"):
         smollm2.evidence("results", ["sentences"], None)
     assert list(smollm2.read_rows("results")) == [("sentences", 0, "sft")]
     assert list(read_json("results/smollm2.json")["sentences"]) == ["base", "sft"]
-    monkeypatch.setattr(smollm2, "DEMO", {"sdft": 1})
-    with pytest.raises(BadInput, match="sentences/0/sdft: the run ended with an error"):
+    with pytest.raises(BadInput, match="demo/0/sdft: the run ended with an error"):
         smollm2.demo()
 
 
