@@ -38,6 +38,7 @@ NO_PENALTY = ("--sampler 0.5 --temperature 0.5 --contrast 1 --batch-size 8 --lr 
               f"--blend 0.8 {SAMPLES}")
 SDFT = f"{NO_PENALTY} {SELF_REPLAY}"
 TEACHER = f"{SDFT} --sampler teacher --steps 80 --blend 0.9"            # all samples are the teacher's
+TERSE = f"{SDFT} --template examples/terse.txt"
 CONSTANT = f"--sampler teacher --temperature 0.5 {SAMPLES} --lr 5e-5 --warmup 30 --steps 100 --blend 0.8"
 SFT = "--method sft --lr 5e-5 --steps 48 --measure-every 12 --watch-every 24"
 PLAIN = f"--contrast 0 --warmup 10 --steps 80 {SAMPLES}"
@@ -59,7 +60,7 @@ EXPERIMENTS = {
         "sft": "--method sft --lr 5e-5 --steps 24 --max-new-tokens 24 --measure-every 8 --watch-every 24",
         "sft self-replay, blend 0.8": "--method sft --lr 5e-5 --steps 36 --max-new-tokens 24 --measure-every 12 "
                                       f"--watch-every 36 {SELF_REPLAY} --blend 0.8",
-        "sdft": f"{SDFT} --template examples/terse.txt --against row",
+        "sdft": f"{TERSE} --against row",
     }),
     # remedies for SFT; what contrast does to the paper's method in the official words, for train.py's default; and what
     # of our recipe it is: one thing is another, and the rest as in `sentences`, or as in `teacher samples`
@@ -84,7 +85,7 @@ EXPERIMENTS = {
         **{f"ema {decay}": f"{SDFT} --ema-decay {decay}" for decay in (0, 0.99, 1)},
         **{divergence: f"{SDFT} --divergence {divergence}" for divergence in ("reverse", "jsd")},
         "earlier turn": f"{SDFT} --template earlier-turn",
-        "asked for a sentence": f"{SDFT} --template examples/terse.txt",
+        "asked for a sentence": TERSE,
     }),
     # what was tried, on a seed of its own
     "trials": ([100], {f"{method} {name}": options for method, tried in {
@@ -119,8 +120,8 @@ EXPERIMENTS = {
     }.items() for name, options in tried.items()}),
     # bare values: does a target against "own", which is a sentence, have their form in it?
     "terse-trials": ([100], {
-        "against own": f"{SDFT} --template examples/terse.txt",
-        "against row": f"{SDFT} --template examples/terse.txt --against row",
+        "against own": TERSE,
+        "against row": f"{TERSE} --against row",
     }),
     # a rule each, which a cue calls for; its form is read when the demonstration is an earlier turn
     "skills": (range(3), {f"{skill} {method}": f"{options} {LONGER}" for skill in skills.SKILLS for method, options in {
